@@ -1,0 +1,1 @@
+"""How data flows: sources, replicas, stitching, writers. Knows no command line."""

@@ -1,0 +1,1 @@
+"""Batch panoptic segmentation of rasters and videos that are too large for one forward pass."""
