@@ -84,7 +84,9 @@ class ClassTable:
     def from_names(cls, names: list[str], thing_label_ids: frozenset[int] | set[int]) -> ClassTable:
         """A table with generated, well-spread colours."""
         return cls(
-            tuple(SegmentClass(i, name, i in thing_label_ids, spread_color(i)) for i, name in enumerate(names))
+            tuple(
+                SegmentClass(i, name, i in thing_label_ids, spread_color(i)) for i, name in enumerate(names)
+            )
         )
 
     @classmethod
@@ -96,7 +98,9 @@ class ClassTable:
         try:
             rows = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:
-            raise ValueError(f"Cannot read the class table {path}: {e}. Expected a JSON list of classes.") from e
+            raise ValueError(
+                f"Cannot read the class table {path}: {e}. Expected a JSON list of classes."
+            ) from e
         if not isinstance(rows, list) or not rows:
             raise ValueError(f"The class table {path} must be a JSON list with at least one class.")
         return cls(tuple(_class_from_row(row, i, str(path)) for i, row in enumerate(rows)))
@@ -111,7 +115,9 @@ def _class_from_row(row: object, label_id: int, where: str) -> SegmentClass:
         raise ValueError(wrong)
     stated = row.get("model_label_id", label_id)
     if stated != label_id:
-        raise ValueError(f"Row {label_id} of {where} says model_label_id {stated}; rows must be in label order.")
+        raise ValueError(
+            f"Row {label_id} of {where} says model_label_id {stated}; rows must be in label order."
+        )
     return SegmentClass(label_id, name, bool(is_thing), _parse_color(row.get("color"), label_id, where))
 
 

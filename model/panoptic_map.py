@@ -23,4 +23,6 @@ class PanopticMap:
 
     def __post_init__(self) -> None:
         if self.label_ids.shape != self.scores.shape or self.label_ids.ndim != 1:
-            raise ValueError(f"One class and one score per segment: {self.label_ids.shape=} {self.scores.shape=}.")
+            raise ValueError(
+                f"One class and one score per segment: {self.label_ids.shape=} {self.scores.shape=}."
+            )
