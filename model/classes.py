@@ -108,17 +108,16 @@ class ClassTable:
 
 def _class_from_row(row: object, label_id: int, where: str) -> SegmentClass:
     wrong = f"Row {label_id} of the class table {where} must be an object with 'name' and 'is_thing', got {row!r}."
-    if not isinstance(row, dict):
-        raise ValueError(wrong)
-    name, is_thing = row.get("name"), row.get("is_thing", row.get("isthing"))
+    fields = row if isinstance(row, dict) else {}
+    name, is_thing = fields.get("name"), fields.get("is_thing", fields.get("isthing"))
     if not isinstance(name, str) or is_thing not in (True, False, 0, 1):
         raise ValueError(wrong)
-    stated = row.get("model_label_id", label_id)
+    stated = fields.get("model_label_id", label_id)
     if stated != label_id:
         raise ValueError(
             f"Row {label_id} of {where} says model_label_id {stated}; rows must be in label order."
         )
-    return SegmentClass(label_id, name, bool(is_thing), _parse_color(row.get("color"), label_id, where))
+    return SegmentClass(label_id, name, bool(is_thing), _parse_color(fields.get("color"), label_id, where))
 
 
 def _parse_color(value: object, label_id: int, where: str) -> tuple[int, int, int]:

@@ -1,0 +1,104 @@
+"""What a worker asks of a network: one method, so that any replica can be put in its place.
+
+A replica is stateless: what it returns for a tile depends on that tile alone, never on its batch-mates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from panoptile.model.classes import ClassTable
+from panoptile.model.panoptic_map import PanopticMap
+from panoptile.pipeline.grid import Tile
+
+if TYPE_CHECKING:  # torch is imported by the worker alone, when it builds the replica
+    from panoptile.model.segmenter import Segmenter
+
+Task = Literal["panoptic", "instance", "semantic"]
+
+
+@dataclass(frozen=True, slots=True)
+class TileBatch:
+    """A batch of fixed shape: ``len(tiles)`` real tiles, then padding."""
+
+    pixels: NDArray[np.uint8]
+    """(B, C, T, T); tiles smaller than T are padded on the right and at the bottom."""
+    tiles: tuple[Tile, ...]
+    """Where the first ``len(tiles)`` images of the batch lie; pixels never travel without their place."""
+
+
+class Replica(Protocol):
+    """One copy of a network (or of what stands in for it)."""
+
+    @property
+    def classes(self) -> ClassTable: ...
+
+    @property
+    def max_queries(self) -> int:
+        """The most segments that one tile can have; 0 where there is no such limit."""
+        ...
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """(C,) grey level, 0-255, of padding and of pixels without input: what the network ignores best."""
+        ...
+
+    def segment(self, batch: TileBatch) -> Sequence[PanopticMap]:
+        """One map of (T, T) per real tile, in order."""
+        ...
+
+
+class ReplicaFactory(Protocol):
+    """Builds a replica inside the worker that will own it; must be picklable and cheap to pickle."""
+
+    def __call__(self) -> Replica: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFactory:
+    """Loads a Mask2Former checkpoint folder as a replica."""
+
+    path: str
+    task: Task | None = None
+    """None: the checkpoint's own."""
+    labels: str | None = None
+    """File with the thing/stuff table; None: the checkpoint's own."""
+    fuse: tuple[str, ...] = ()
+    """Classes whose segments are fused into one per tile; empty: all stuff classes."""
+    score_threshold: float | None = None
+    device: str = "auto"
+    threads: int = 1
+    """Threads per replica on a CPU."""
+
+    def __call__(self) -> Replica:
+        from panoptile.model.segmenter import Segmenter
+
+        return NetworkReplica(
+            Segmenter.load(
+                self.path,
+                task=self.task,
+                labels=self.labels,
+                fuse=self.fuse,
+                score_threshold=self.score_threshold,
+                device=self.device,
+                threads=self.threads,
+            )
+        )
+
+
+class NetworkReplica:
+    """A Segmenter as a replica: the whole fixed batch goes through, the padding's maps are dropped."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self._segmenter = segmenter
+        self.classes = segmenter.classes
+        self.max_queries = segmenter.num_queries
+        self.fill = segmenter.mean_pixel
+
+    def segment(self, batch: TileBatch) -> Sequence[PanopticMap]:
+        return self._segmenter.predict(batch.pixels)[: len(batch.tiles)]
