@@ -1,0 +1,184 @@
+"""The configuration of a Mask2Former: the documented field names and defaults, read from and written to JSON.
+
+Unusual: ``decoder_layers`` counts the prediction on the raw queries too, so 10 means 9 layers (as in the public
+checkpoints). The backbone's part stays a plain dict, because each backbone has its own fields.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+_SWIN_DEFAULTS: dict[str, Any] = {
+    "model_type": "swin",
+    "embed_dim": 96,
+    "depths": [2, 2, 18, 2],
+    "num_heads": [3, 6, 12, 24],
+    "window_size": 7,
+    "drop_path_rate": 0.3,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+_STRIDES = (4, 8, 16, 32)
+
+# Written by other programs, without effect on what the network computes.
+_IRRELEVANT = frozenset(
+    (
+        "architectures",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "label2id",
+        "model_type",
+        "problem_type",
+    )
+    + ("hidden_size", "num_hidden_layers", "backbone", "use_timm_backbone", "use_pretrained_backbone")
+    + ("backbone_kwargs", "enforce_input_proj", "return_dict", "output_attentions", "output_hidden_states")
+    + ("is_encoder_decoder", "chunk_size_feed_forward", "_name_or_path")
+)
+
+
+@dataclass(kw_only=True)
+class Mask2FormerConfig:
+    """All that is needed to build the network; the rest of the package treats it as immutable."""
+
+    backbone_config: dict[str, Any] = field(default_factory=lambda: dict(_SWIN_DEFAULTS))
+    """``model_type`` (swin, resnet, efficientnet_lite0) and that backbone's own fields."""
+    feature_size: int = 256
+    """Channels of the pixel decoder; a multiple of 32 (group norm) and of ``num_attention_heads``."""
+    mask_feature_size: int = 256
+    """Channels of the mask embeddings."""
+    hidden_dim: int = 256
+    """Channels of the queries."""
+    encoder_feedforward_dim: int = 1024
+    activation_function: str = "relu"
+    """Of the transformer decoder's feed-forward layers: relu or gelu."""
+    encoder_layers: int = 6
+    """Deformable layers of the pixel decoder."""
+    decoder_layers: int = 10
+    """Predictions of the transformer decoder: one on the raw queries, then one per layer (10 = 9 layers)."""
+    num_attention_heads: int = 8
+    dropout: float = 0.0
+    dim_feedforward: int = 2048
+    pre_norm: bool = False
+    enforce_input_projection: bool = False
+    common_stride: int = 4
+    """Stride of the mask features: 4 (one FPN level) or 8 (none)."""
+    ignore_value: int = 255
+    """Kept for compatibility; the reference network does not use it either."""
+    num_queries: int = 100
+    no_object_weight: float = 0.1
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    train_num_points: int = 12544
+    oversample_ratio: float = 3.0
+    importance_sample_ratio: float = 0.75
+    init_std: float = 0.02
+    init_xavier_std: float = 1.0
+    use_auxiliary_loss: bool = True
+    feature_strides: tuple[int, ...] = _STRIDES
+    output_auxiliary_logits: bool | None = None
+    id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
+    """Class names by label id 0…K-1; the no-object class K is not among them."""
+    panoptile: dict[str, Any] | None = None
+    """Our own block: ``task``, ``thing_label_ids``, ``gsd_m`` (metres per pixel of the training images)."""
+
+    def __post_init__(self) -> None:
+        self.backbone_config = dict(self.backbone_config)
+        if self.backbone_config.get("model_type", "swin") == "swin":
+            self.backbone_config = _SWIN_DEFAULTS | self.backbone_config
+        self.feature_strides = tuple(self.feature_strides)
+        self.id2label = {int(k): str(v) for k, v in self.id2label.items()}
+        if sorted(self.id2label) != list(range(len(self.id2label))):
+            raise ValueError(
+                f"id2label must name 0…{len(self.id2label) - 1}, got {sorted(self.id2label)[:10]}."
+            )
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        heads = self.num_attention_heads
+        for name, value in (("feature_size", self.feature_size), ("hidden_dim", self.hidden_dim)):
+            if value % heads or value % 4:
+                raise ValueError(
+                    f"{name} must be a multiple of 4 and of num_attention_heads={heads}, got {value}."
+                )
+        if self.feature_size % 32:
+            raise ValueError(f"feature_size must be a multiple of 32 (group norm), got {self.feature_size}.")
+        if self.feature_strides != _STRIDES or self.common_stride not in (4, 8):
+            raise ValueError(
+                f"Supported are feature_strides {_STRIDES} with common_stride 4 or 8, "
+                f"got {self.feature_strides} with {self.common_stride}."
+            )
+        if self.activation_function not in ("relu", "gelu"):
+            raise ValueError(f"activation_function must be relu or gelu, got {self.activation_function!r}.")
+        if self.decoder_layers < 1 or self.num_queries < 1:
+            raise ValueError(
+                f"At least 1 query and 1 decoder layer: {self.num_queries=} {self.decoder_layers=}."
+            )
+
+    @property
+    def num_labels(self) -> int:
+        """K, the classes without no-object."""
+        return len(self.id2label)
+
+    @property
+    def backbone_type(self) -> str:
+        return str(self.backbone_config.get("model_type", "swin"))
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the input images."""
+        return int(self.backbone_config.get("num_channels", 3))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Mask2FormerConfig:
+        """Build from a parsed ``config.json``; keys that we do not know are ignored and logged.
+
+        Raises ``ValueError`` if it is the configuration of another kind of network.
+        """
+        kind = values.get("model_type", "mask2former")
+        if kind != "mask2former":
+            raise ValueError(f"Expected the configuration of a mask2former, got model_type {kind!r}.")
+        known = {f.name: f for f in fields(cls)}
+        unknown = sorted(set(values) - set(known) - _IRRELEVANT - {"num_labels"})
+        if unknown:
+            log.info("Ignored %d unknown keys of the configuration: %s.", len(unknown), ", ".join(unknown))
+        kept = {k: v for k, v in values.items() if k in known and not _is_unset(v, known[k].default)}
+        if "id2label" not in kept and "num_labels" in values:
+            kept["id2label"] = {i: f"LABEL_{i}" for i in range(int(values["num_labels"]))}
+        return cls(**kept)
+
+    @classmethod
+    def from_json_file(cls, path: str | Path) -> Mask2FormerConfig:
+        """Read ``config.json``; raises ``ValueError`` naming the file if it cannot be used."""
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise ValueError(f"Cannot read the model configuration {path}: {e}.") from e
+        try:
+            return cls.from_dict(values)
+        except (AttributeError, TypeError, ValueError) as e:
+            raise ValueError(f"The model configuration {path} cannot be used: {e}") from e
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``config.json``, as the public checkpoints have it."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["feature_strides"] = list(self.feature_strides)
+        values["id2label"] = {str(k): v for k, v in self.id2label.items()}
+        values["label2id"] = {v: k for k, v in self.id2label.items()}
+        values["architectures"] = ["Mask2FormerForUniversalSegmentation"]
+        values["model_type"] = "mask2former"
+        if self.panoptile is None:
+            del values["panoptile"]
+        return dict(sorted(values.items()))
+
+
+def _is_unset(value: Any, default: Any) -> bool:
+    """A null in the file means "the default", unless null is a value of that field."""
+    return value is None and (default is MISSING or default is not None)
