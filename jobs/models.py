@@ -1,0 +1,139 @@
+"""Which replica ``--model`` means: a checkpoint folder, a hub id, the built-in one, or an echo."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from panoptile.jobs.exits import Exit, JobError, invalid
+from panoptile.jobs.spec import JobSpec
+from panoptile.model.classes import ClassTable
+from panoptile.pipeline.raster_info import RasterInfo
+from panoptile.pipeline.replica import NetworkFactory, ReplicaFactory
+
+BUILTIN = "builtin"
+ECHO = "echo:"
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A model that is known to load, though nothing is loaded yet."""
+
+    factory: ReplicaFactory
+    classes: ClassTable
+    channels: int
+    sha256: str
+    """Of everything that decides the model's answers."""
+    max_queries: int
+    parameters: int
+    description: str
+    check_input: Callable[[RasterInfo], None]
+    """Raises :class:`JobError` where the model cannot serve this raster."""
+
+
+def resolve_model(spec: JobSpec) -> ResolvedModel:
+    """Find and check the model without loading it. Raises :class:`JobError`."""
+    if spec.model.startswith(ECHO):
+        return _echo(spec)
+    path = checkpoint_folder(spec.model)
+    return _network(spec, path)
+
+
+def checkpoint_folder(model: str) -> Path:
+    """The local folder of a checkpoint; a hub id is downloaded once into the hub's own cache."""
+    if model == BUILTIN:
+        return Path(str(importlib.resources.files("panoptile.model"))) / "builtin"
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    looks_like_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
+    if not looks_like_id:
+        raise invalid(
+            f"There is no checkpoint at {model}: give a folder with config.json and model.safetensors."
+        )
+    return _download(model)
+
+
+def _download(model: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            model,
+            allow_patterns=[
+                "config.json",
+                "preprocessor_config.json",
+                "*.safetensors",
+                "*.safetensors.index.json",
+            ],
+        )
+    except RepositoryNotFoundError as e:
+        raise invalid(f"There is neither a folder nor a hub model called {model}.") from e
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+        raise JobError(
+            Exit.UNREACHABLE,
+            f"There is no folder {model}, and the model hub cannot be reached to look for it there ({type(e).__name__}).",
+        ) from e
+    return Path(folder)
+
+
+def _network(spec: JobSpec, path: Path) -> ResolvedModel:
+    from panoptile.model.checkpoint import inspect_checkpoint
+
+    try:
+        info = inspect_checkpoint(str(path), task=spec.task, labels=spec.labels)
+    except ValueError as e:
+        raise invalid(str(e)) from e
+    factory = NetworkFactory(
+        str(path), spec.task, spec.labels, spec.fuse, spec.score, device="auto", threads=spec.threads
+    )
+    return ResolvedModel(
+        factory,
+        info.classes,
+        3,
+        info.sha256,
+        info.num_queries,
+        info.parameters,
+        f"Mask2Former {info.backbone}, {info.task}, {len(info.classes)} classes, {info.parameters / 1e6:.1f} M parameters",
+        lambda raster: None,
+    )
+
+
+def _echo(spec: JobSpec) -> ResolvedModel:
+    from panoptile.pipeline.echo import EchoFactory
+
+    for option, given in (("--task", spec.task), ("--fuse", spec.fuse), ("--score", spec.score)):
+        if given:
+            raise invalid(f"{option} asks something of a network; an echo has none. Leave it out.")
+    labels_path, _, classes_path = spec.model.removeprefix(ECHO).partition(",")
+    paths = [labels_path, *([classes_path] if classes_path else [])]
+    for path in paths:
+        if not Path(path).is_file():
+            raise invalid(f"There is no label raster {path!r}. Write --model echo:LABELS.tif[,CLASSES.tif].")
+    try:
+        table = None if spec.labels is None else ClassTable.from_file(spec.labels)
+        draft = EchoFactory(
+            str(Path(labels_path).absolute()),
+            str(Path(classes_path).absolute()) if classes_path else None,
+            table,
+        )
+        classes = draft.class_table()
+    except ValueError as e:
+        raise invalid(str(e)) from e
+    factory = EchoFactory(draft.labels_path, draft.classes_path, classes)
+
+    def check(raster: RasterInfo) -> None:
+        try:
+            factory.check(raster.height, raster.width)
+        except ValueError as e:
+            raise invalid(str(e)) from e
+
+    digest = hashlib.sha256(b"echo")
+    for path in paths:
+        with Path(path).open("rb") as f:
+            digest.update(hashlib.file_digest(f, "sha256").digest())
+    return ResolvedModel(factory, classes, 3, digest.hexdigest(), 0, 0, f"echo of {', '.join(paths)}", check)

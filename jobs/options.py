@@ -1,0 +1,119 @@
+"""The options that several commands share, each described once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(metavar="SRC…", help="Rasters, folders or quoted patterns such as 'scenes/*.tif'."),
+]
+Out = Annotated[
+    str, typer.Option("-o", "--out", metavar="OUT", help="Output folder; made if it is not there.")
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="PATH|ID",
+        help="Checkpoint folder, hub id, 'builtin', or echo:LABELS.tif[,CLASSES.tif] (diagnostics: returns "
+        "the label raster's own crop, so that anything wrong in the result is the pipeline's).",
+    ),
+]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task", metavar="TASK", help="panoptic, instance or semantic; default: the checkpoint's own."
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help='Class table, JSON: [{"name": "house", "is_thing": true}, …] in label order.'
+    ),
+]
+Fuse = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CLASS,…", help="Classes whose segments are fused into one per tile; default: all stuff."
+    ),
+]
+TileSide = Annotated[int, typer.Option("--tile", metavar="PX", help="Side of a tile.")]
+Overlap = Annotated[
+    int, typer.Option(metavar="PX", help="Overlap of neighbouring tiles, at most half a tile.")
+]
+Bands = Annotated[
+    str | None,
+    typer.Option(metavar="N,N,N", help="Bands that the network sees, from 1; default: red, green, blue."),
+]
+Scale = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|MIN,MAX|pA,pB",
+        help="What becomes 0…255, once for the whole raster: numbers or percentiles; auto: uint8 as it is, else p2,p98.",
+    ),
+]
+Gsd = Annotated[
+    float | None, typer.Option(metavar="M", help="Metres per pixel to work at; default: the raster's own.")
+]
+Nodata = Annotated[
+    float | None,
+    typer.Option(metavar="VALUE", help="Value that means 'no input', where the file declares none."),
+]
+Aoi = Annotated[
+    str | None, typer.Option(metavar="FILE", help="GeoJSON polygons; pixels outside are no input.")
+]
+Classes = Annotated[str | None, typer.Option(metavar="CLASS,…", help="Publish these classes alone.")]
+Exclude = Annotated[str | None, typer.Option(metavar="CLASS,…", help="Do not publish these classes.")]
+MinArea = Annotated[
+    float, typer.Option(metavar="M2", help="Drop smaller segments; square metres (pixels without a CRS).")
+]
+Score = Annotated[
+    float | None,
+    typer.Option(metavar="T", help="Lowest score of a segment, 0-1; default: the checkpoint's own."),
+]
+Raster = Annotated[bool, typer.Option("--raster/--no-raster", help="Write label COGs.")]
+Vector = Annotated[bool, typer.Option("--vector/--no-vector", help="Write GeoParquet.")]
+Compression = Annotated[
+    str, typer.Option(metavar="zstd|deflate", help="Of the label COGs; deflate for old readers.")
+]
+Batch = Annotated[int, typer.Option(metavar="N", help="Tiles per forward pass.")]
+Threads = Annotated[int, typer.Option(metavar="N", help="Threads per replica on a CPU.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        "--gpus",
+        metavar="N",
+        help="Replicas; default: the GPUs, else the cores that memory allows.",
+    ),
+]
+Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")]
+Retries = Annotated[int, typer.Option(metavar="N", help="Further tries of a unit that failed.")]
+MaxFailures = Annotated[
+    str, typer.Option(metavar="N|P%", help="Units that may fail before the run stops (exit 4); else exit 3.")
+]
+TimeoutUnit = Annotated[
+    float, typer.Option("--timeout-unit", metavar="S", help="Seconds that a unit may run.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No messages but errors.")]
+
+
+def names(text: str | None) -> tuple[str, ...]:
+    """'a, b' -> ('a', 'b')."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def band_numbers(text: str | None) -> tuple[int, ...] | None:
+    """'4,3,2' -> (4, 3, 2). Raises ``ValueError``."""
+    if text is None:
+        return None
+    try:
+        bands = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        bands = ()
+    if not bands or min(bands) < 1:
+        raise ValueError(f"--bands wants band numbers from 1, such as 1,2,3; got {text!r}.")
+    return bands

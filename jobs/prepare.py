@@ -1,0 +1,175 @@
+"""From a job specification to a plan: every check that can be made before anything starts.
+
+Nothing here writes: a job that fails leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from panoptile.pipeline.ground_area import pixel_area_m2
+from panoptile.pipeline.inputs import InputError, find_inputs
+from panoptile.pipeline.raster_source import inspect_raster
+
+from panoptile.jobs.exits import Exit, JobError, invalid
+from panoptile.jobs.models import ResolvedModel, resolve_model
+from panoptile.jobs.spec import JobSpec
+from panoptile.model.classes import ClassTable
+from panoptile.pipeline import layout
+from panoptile.pipeline.plan import RasterPlan
+from panoptile.pipeline.raster_info import RasterInfo
+from panoptile.pipeline.stitch import NodeFilter
+from panoptile.pipeline.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job that may start."""
+
+    spec: JobSpec
+    model: ResolvedModel
+    plans: tuple[RasterPlan, ...]
+    fingerprint: str
+    notes: tuple[str, ...]
+    """Sentences for the user: what is missing or unusual."""
+
+    @property
+    def tiles(self) -> int:
+        return sum(len(p.grid) for p in self.plans)
+
+    @property
+    def units(self) -> int:
+        return sum(p.unit_count for p in self.plans)
+
+    @property
+    def pixels(self) -> int:
+        return sum(p.info.height * p.info.width for p in self.plans)
+
+    @property
+    def input_bytes(self) -> int:
+        return sum(p.info.size_bytes for p in self.plans)
+
+    def node_filter(self, plan: RasterPlan) -> NodeFilter:
+        """Which segments of one raster are published."""
+        return node_filter(self.spec, self.model.classes, plan.info)
+
+
+def prepare(spec: JobSpec) -> Prepared:
+    """Validate sources, model and options. Raises :class:`JobError` with exit code 2 (or 5, 6)."""
+    try:
+        uris = find_inputs(spec.sources)
+    except InputError as e:
+        raise invalid(str(e)) from e
+    model = resolve_model(spec)
+    _check_class_names(spec, model.classes)
+    plans = tuple(
+        RasterPlan(info, spec.tile, spec.overlap) for info in _inspect_all(spec, uris, model.channels)
+    )
+    for plan in plans:
+        model.check_input(plan.info)
+    fingerprint = spec.fingerprint(model.sha256)
+    check_output(spec.out, fingerprint, spec, model.sha256, plans)
+    notes = [f"{plan.info.uri}: {note}" for plan in plans for note in plan.info.notes]
+    if spec.min_area > 0:
+        notes += [
+            f"{plan.info.uri}: --min-area counts pixels here, because the raster has no CRS."
+            for plan in plans
+            if pixel_area_m2(plan.info) is None
+        ]
+    return Prepared(spec, model, plans, fingerprint, tuple(notes))
+
+
+def _inspect_all(spec: JobSpec, uris: Sequence[str], channels: int) -> list[RasterInfo]:
+    infos, wrong = [], []
+    for uri in uris:
+        try:
+            infos.append(
+                inspect_raster(
+                    uri,
+                    bands=spec.bands,
+                    scale=spec.scale,
+                    gsd=spec.gsd,
+                    nodata=spec.nodata,
+                    aoi=spec.aoi,
+                    channels=channels,
+                )
+            )
+        except InputError as e:
+            wrong.append(str(e))
+    if wrong:
+        first = "\n".join(wrong[:20])
+        rest = "" if len(wrong) <= 20 else f"\n… and {len(wrong) - 20} more"
+        raise invalid(first + rest)
+    return infos
+
+
+def _check_class_names(spec: JobSpec, classes: ClassTable) -> None:
+    for option, names in (("--classes", spec.classes), ("--exclude", spec.exclude), ("--fuse", spec.fuse)):
+        for name in names:
+            try:
+                classes.by_name(name)
+            except ValueError as e:
+                raise invalid(f"{option}: {e}") from e
+
+
+def node_filter(spec: JobSpec, classes: ClassTable, info: RasterInfo) -> NodeFilter:
+    """The filter that --classes, --exclude and --min-area ask for, in published ids and pixels."""
+    wanted = {classes.by_name(name).class_id for name in spec.classes} or {c.class_id for c in classes}
+    wanted -= {classes.by_name(name).class_id for name in spec.exclude}
+    keep = None if len(wanted) == len(classes) else frozenset(wanted)
+    return NodeFilter(keep, math.ceil(spec.min_area / (pixel_area_m2(info) or 1.0)))
+
+
+def check_output(
+    out: str, fingerprint: str, spec: JobSpec, model_sha256: str, plans: Sequence[RasterPlan]
+) -> None:
+    """Refuse a folder with foreign files (2), of another job (5), or that cannot be written (2)."""
+    try:
+        store = Store(out)
+        entries = store.entries()
+    except (ValueError, OSError) as e:
+        raise invalid(f"Cannot use {out} as the output folder: {e}") from e
+    probe = store.root
+    while not probe.exists():
+        probe = probe.parent
+    if not probe.is_dir():
+        raise invalid(f"Cannot use {out} as the output folder: {probe} is a file.")
+    if not os.access(probe, os.W_OK | os.X_OK) or os.statvfs(probe).f_flag & os.ST_RDONLY:
+        raise invalid(f"Cannot write to {out}: {probe} is read-only. Choose another folder with -o.")
+    foreign = [name for name in entries if name not in layout.KNOWN]
+    if foreign:
+        raise invalid(
+            f"{out} holds files that are not panoptile's ({', '.join(foreign[:3])}): choose an empty folder with -o."
+        )
+    if layout.JOB not in entries:
+        if entries:
+            raise invalid(f"{out} is not empty but holds no {layout.JOB}: choose an empty folder with -o.")
+        return
+    _check_same_job(store, fingerprint, spec.fingerprint_fields(model_sha256), [p.info.uri for p in plans])
+
+
+def _check_same_job(store: Store, fingerprint: str, fields: dict[str, object], uris: list[str]) -> None:
+    try:
+        other = json.loads(store.read_bytes(layout.JOB))
+        other_fields, other_uris = other["fields"], other["inputs"]
+    except (ValueError, KeyError, OSError) as e:
+        raise invalid(
+            f"{store.root / layout.JOB} cannot be read ({e}): choose an empty folder with -o."
+        ) from e
+    if other.get("fingerprint") != fingerprint:
+        changed = [k for k in fields if other_fields.get(k) != fields[k]]
+        raise JobError(
+            Exit.OTHER_JOB,
+            f"{store.root} holds another job: {', '.join(changed) or 'another version'} differ"
+            f"{'s' if len(changed) == 1 else ''}. Use the same options, or another folder with -o.",
+        )
+    if other_uris != uris:
+        raise JobError(
+            Exit.OTHER_JOB,
+            f"{store.root} holds a job over other sources ({len(other_uris)} then, {len(uris)} now). "
+            "Name the same sources, or another folder with -o.",
+        )

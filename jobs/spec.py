@@ -1,0 +1,145 @@
+"""A job: everything that ``panoptile segment`` was asked to do, as one frozen value."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from panoptile.pipeline.plan import fingerprint
+from panoptile.pipeline.replica import Task
+
+LAYOUT_VERSION = 1
+"""Raised whenever equal parameters can give other pixels or other files than before."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """Sources, model and options of one job. Validated on creation."""
+
+    sources: tuple[str, ...]
+    out: str
+    model: str = "builtin"
+    task: Task | None = None
+    labels: str | None = None
+    fuse: tuple[str, ...] = ()
+    tile: int = 512
+    overlap: int = 128
+    bands: tuple[int, ...] | None = None
+    scale: str = "auto"
+    gsd: float | None = None
+    """Metres per pixel to work at; None: the raster's own."""
+    nodata: float | None = None
+    aoi: str | None = None
+    classes: tuple[str, ...] = ()
+    """Names of the classes to keep; empty keeps all."""
+    exclude: tuple[str, ...] = ()
+    min_area: float = 0.0
+    """Square metres; pixels where a raster has no CRS."""
+    score: float | None = None
+    raster: bool = True
+    vector: bool = True
+    compression: str = "zstd"
+    batch: int = 1
+    threads: int = 1
+    """Threads per replica on a CPU."""
+    # What follows changes how the job runs, never a pixel.
+    workers: int | None = None
+    local: bool = False
+    retries: int = 2
+    max_failures: str = "10%"
+    unit_timeout: float = 1800.0
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("Name at least one raster, folder or pattern.")
+        if not 64 <= self.tile <= 8192:
+            raise ValueError(f"--tile must lie between 64 and 8192 pixels, got {self.tile}.")
+        if not 0 <= self.overlap <= self.tile // 2:
+            raise ValueError(
+                f"--overlap must lie between 0 and half the tile ({self.tile // 2} px), got {self.overlap} px."
+            )
+        for name, low in (("batch", 1), ("threads", 1), ("retries", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"--{name} must be at least {low}, got {getattr(self, name)}.")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"--workers must be at least 1, got {self.workers}.")
+        if self.score is not None and not 0 <= self.score <= 1:
+            raise ValueError(f"--score must lie between 0 and 1, got {self.score}.")
+        if self.gsd is not None and self.gsd <= 0:
+            raise ValueError(f"--gsd must be positive metres per pixel, got {self.gsd}.")
+        if self.min_area < 0:
+            raise ValueError(f"--min-area must not be negative, got {self.min_area}.")
+        if self.unit_timeout <= 0:
+            raise ValueError(f"--timeout-unit must be positive seconds, got {self.unit_timeout}.")
+        if self.compression not in ("zstd", "deflate"):
+            raise ValueError(f"--compression is zstd or deflate, got {self.compression!r}.")
+        if not (self.raster or self.vector):
+            raise ValueError("--no-raster and --no-vector together leave nothing to write: drop one of them.")
+        both = sorted(set(self.classes) & set(self.exclude))
+        if both:
+            raise ValueError(f"{', '.join(both)}: named both by --classes and by --exclude.")
+        self.allowed_failures(100)
+
+    def allowed_failures(self, units: int) -> int:
+        """How many units may be quarantined before the run stops."""
+        text = self.max_failures.strip()
+        try:
+            if text.endswith("%"):
+                share = float(text[:-1])
+                if 0 <= share <= 100:
+                    return int(units * share // 100)
+            elif int(text) >= 0:
+                return int(text)
+        except ValueError:
+            pass
+        raise ValueError(f"--max-failures is a number of units or a percentage such as 10%, got {text!r}.")
+
+    def fingerprint_fields(self, model_sha256: str) -> dict[str, object]:
+        """All parameters that can change a published byte, with file contents in place of file names."""
+        fields: dict[str, object] = {
+            name: getattr(self, name)
+            for name in (
+                "task",
+                "fuse",
+                "tile",
+                "overlap",
+                "bands",
+                "scale",
+                "gsd",
+                "nodata",
+                "min_area",
+                "score",
+                "raster",
+                "vector",
+                "compression",
+                "batch",
+                "threads",
+            )
+        }
+        fields["classes"] = sorted(self.classes)
+        fields["exclude"] = sorted(self.exclude)
+        fields["labels"] = _content(self.labels)
+        fields["aoi"] = _content(self.aoi)
+        fields["model_sha256"] = model_sha256
+        fields["layout_version"] = LAYOUT_VERSION
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+
+    def fingerprint(self, model_sha256: str) -> str:
+        """sha256 over :meth:`fingerprint_fields`: two jobs with the same one publish the same bytes."""
+        return fingerprint(self.fingerprint_fields(model_sha256))
+
+    def to_json(self) -> dict[str, object]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def _content(path: str | None) -> str | None:
+    return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an input may be at most; see ``--max-pixels``."""
+
+    max_pixels: float = field(default=1e12)

@@ -1,0 +1,200 @@
+"""The last pass over one input: join its fragments, write its products, put them into the store."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from panoptile.pipeline.preview import write_preview
+from panoptile.pipeline.publish import publish_raster
+
+from panoptile.model.classes import ClassTable
+from panoptile.pipeline.joined import Fragments, Joined, JoinedLabels, join
+from panoptile.pipeline.plan import RasterPlan, Unit
+from panoptile.pipeline.stitch import NodeFilter
+from panoptile.pipeline.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """One published file."""
+
+    key: str
+    """Where it lies in the store."""
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClassCount:
+    """What was found of one class in one input."""
+
+    class_id: int
+    segments: int
+    pixels: int
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedInput:
+    """One input, published."""
+
+    plan: RasterPlan
+    assets: tuple[Asset, ...]
+    """Files of the published tree."""
+    preview: str | None
+    """Key of the preview picture; pictures are not part of the published tree."""
+    counts: tuple[ClassCount, ...]
+    segments: int
+    things_over_seams: int
+    """Thing segments that were merged from several tiles."""
+    suspects: int
+    missing_units: tuple[Unit, ...]
+    commits: Mapping[Unit, str]
+    """sha256 of each committed fragment."""
+    empty_tiles: int
+    queries_used_max: int
+    queries_used_mean: float
+    stitch_seconds: float
+    publish_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """Which files are wanted."""
+
+    raster: bool = True
+    vector: bool = True
+    preview: bool = True
+    compression: str = "zstd"
+
+
+def finish_input(
+    store: Store,
+    plan: RasterPlan,
+    classes: ClassTable,
+    keep: NodeFilter,
+    products: Products,
+    tags: Mapping[str, str],
+) -> FinishedInput:
+    """Join the committed units of one raster and publish its files. Calling it again gives the same bytes.
+
+    Units that are not committed are nodata in the result and listed in ``missing_units``.
+    """
+    info = plan.info
+    fragments = Fragments(store, plan)
+    started = time.perf_counter()
+    fragments.verify()
+    things = frozenset(c.class_id for c in classes if c.is_thing)
+    joined = join(fragments, things, keep)
+    stitched = time.perf_counter()
+    assets: list[Asset] = []
+    preview = None
+    with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
+        scratch = Path(folder)
+        files = publish_raster(
+            JoinedLabels(fragments, joined),
+            info,
+            joined.segments,
+            classes,
+            scratch,
+            tags=tags,
+            vector=products.vector,
+            compression=products.compression,
+        )
+        if products.preview:
+            write_preview(scratch / "preview.png", info, files.segments_tif, files.classes_tif, classes)
+            preview = f"previews/{info.key}.png"
+            store.put_file(preview, scratch / "preview.png")
+        if products.raster:
+            for path in (files.segments_tif, files.classes_tif):
+                assets.append(_put(store, f"rasters/{info.key}/{path.name}", path))
+        if files.segments_parquet is not None:
+            assets.append(_put(store, f"segments/{info.key}.parquet", files.segments_parquet))
+    store.put_bytes(f"tiles/{info.key}.parquet", _tile_table(plan, fragments, joined))
+    fragments.close()
+    return FinishedInput(
+        plan,
+        tuple(assets),
+        preview,
+        _counts(joined, classes),
+        len(joined.segments),
+        _over_seams(joined, things),
+        joined.segments.suspects,
+        tuple(unit for unit in plan.units() if unit not in fragments.commits),
+        {unit: commit.sha256 for unit, commit in fragments.commits.items()},
+        _missing_tiles(joined, fragments),
+        int(joined.queries_used.max(initial=0)),
+        _mean(joined.queries_used),
+        stitched - started,
+        time.perf_counter() - stitched,
+    )
+
+
+def _put(store: Store, key: str, path: Path) -> Asset:
+    with path.open("rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    size = path.stat().st_size
+    store.put_file(key, path)
+    return Asset(key, digest, size)
+
+
+def _counts(joined: Joined, classes: ClassTable) -> tuple[ClassCount, ...]:
+    table = joined.segments
+    segments = np.bincount(table.class_ids, minlength=len(classes) + 1)
+    pixels = np.bincount(table.class_ids, weights=table.areas, minlength=len(classes) + 1)
+    return tuple(
+        ClassCount(c.class_id, int(segments[c.class_id]), int(pixels[c.class_id]))
+        for c in classes
+        if segments[c.class_id]
+    )
+
+
+def _over_seams(joined: Joined, things: frozenset[int]) -> int:
+    table = joined.segments
+    return int(np.count_nonzero((table.merged_from > 1) & np.isin(table.class_ids, list(things))))
+
+
+def _missing_tiles(joined: Joined, fragments: Fragments) -> int:
+    """Tiles of committed units that have no input."""
+    committed = sum(unit.count for unit in fragments.commits)
+    return committed - int(np.count_nonzero(joined.queries_used >= 0))
+
+
+def _mean(queries_used: np.ndarray) -> float:
+    used = queries_used[queries_used >= 0]
+    return float(used.mean()) if used.size else 0.0
+
+
+def _tile_table(plan: RasterPlan, fragments: Fragments, joined: Joined) -> bytes:
+    """tiles/<key>.parquet: one row per tile, row-major."""
+    tiles = list(plan.grid)
+    statuses = []
+    for number in range(len(tiles)):
+        missing = plan.unit_of(number) not in fragments.commits
+        empty = joined.queries_used[number] < 0
+        statuses.append("failed" if missing else "empty" if empty else "done")
+    table = pa.table(
+        {
+            "tile_id": pa.array(range(len(tiles)), pa.int32()),
+            "row": pa.array([t.row for t in tiles], pa.int32()),
+            "col": pa.array([t.col for t in tiles], pa.int32()),
+            "x0": pa.array([t.window.col for t in tiles], pa.int32()),
+            "y0": pa.array([t.window.row for t in tiles], pa.int32()),
+            "w": pa.array([t.window.width for t in tiles], pa.int32()),
+            "h": pa.array([t.window.height for t in tiles], pa.int32()),
+            "status": pa.array(statuses),
+            "n_segments": pa.array(joined.tile_segments, pa.int32()),
+            "queries_used": pa.array(np.maximum(joined.queries_used, 0), pa.int32()),
+        }
+    )
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
