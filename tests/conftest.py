@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,3 +29,20 @@ def data_dir() -> Path:
             "PANOPTILE_TEST_DATA does not name the folder with test data: real rasters are NOT tested"
         )
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def small_ray() -> Iterator[None]:
+    """One small Ray for the whole test run."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
