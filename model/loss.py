@@ -23,6 +23,9 @@ from torch import Tensor, nn
 RandomUniform = Callable[[tuple[int, int, int], torch.device], Tensor]
 """Makes points of a shape ``(masks, P, 2)`` in 0…1."""
 
+Match = tuple[Tensor, Tensor]
+"""Indices (queries, objects) of one layer of one image."""
+
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
@@ -111,7 +114,7 @@ def match_image(
     weights: LossWeights,
     points: int,
     random_uniform: RandomUniform = uniform,
-) -> list[tuple[Tensor, Tensor]]:
+) -> list[Match]:
     """Per layer, indices (queries, objects) of the assignment of least cost, in ascending order of the objects.
 
     Objects and queries are used once each: with more objects than queries some objects stay unmatched. All layers and both sides are compared on one set of ``points`` points.
@@ -122,9 +125,8 @@ def match_image(
         nothing = torch.zeros(0, dtype=torch.int64, device=device)
         return [(nothing, nothing)] * layers
     points_1P2 = random_uniform((1, points, 2), device)
-    predicted_LQP = sample_points(mask_logits_LQhw.float().flatten(0, 1)[None], points_1P2)[0].unflatten(
-        0, mask_logits_LQhw.shape[:2]
-    )
+    predicted_LQP = sample_points(mask_logits_LQhw.float().flatten(0, 1)[None], points_1P2)[0]
+    predicted_LQP = predicted_LQP.view(*mask_logits_LQhw.shape[:2], points)
     true_NP = sample_points(targets.masks[None].float(), points_1P2)[0]
     counted_P = _counted(targets, points_1P2)[0]
     cost_LQN = (
@@ -216,9 +218,10 @@ def _true_at_points(masks_NHW: Tensor, found: list[Tensor], points_MP2: Tensor) 
     if any(len(objects_of_layer) < objects for objects_of_layer in found):
         return sample_points(masks_NHW[torch.cat(found)][:, None].float(), points_MP2)[:, 0]
     # Every layer has all objects in order, so each full-size mask is read once for all layers, not copied L times.
-    points_NLP2 = points_MP2.unflatten(0, (layers, objects)).transpose(0, 1)
+    points = points_MP2.shape[1]
+    points_NLP2 = points_MP2.view(layers, objects, points, 2).transpose(0, 1)
     values = sample_points(masks_NHW[:, None].float(), points_NLP2.flatten(1, 2))[:, 0]
-    return values.unflatten(1, (layers, -1)).transpose(0, 1).flatten(0, 1)
+    return values.view(objects, layers, points).transpose(0, 1).flatten(0, 1)
 
 
 class Mask2FormerCriterion(nn.Module):
@@ -260,14 +263,8 @@ class Mask2FormerCriterion(nn.Module):
                 f"Expected one target per image, got {class_logits_LBQK.shape = } and {len(targets)} targets."
             )
         self._check_labels(targets)
-        objects = max(sum(t.class_labels.shape[0] for t in targets), 1)
-        true_classes_LBQ = torch.full(class_logits_LBQK.shape[:3], len(self.empty_weight) - 1).to(
-            class_logits_LBQK.device
-        )
-        mask_sum_L = class_logits_LBQK.new_zeros(class_logits_LBQK.shape[0])
-        dice_sum_L = torch.zeros_like(mask_sum_L)
-        for b, target in enumerate(targets):
-            matches = match_image(
+        matches = [
+            match_image(
                 class_logits_LBQK[:, b],
                 mask_logits_LBQhw[:, b],
                 target,
@@ -275,38 +272,63 @@ class Mask2FormerCriterion(nn.Module):
                 points=self.sampling.points,
                 random_uniform=self.random_uniform,
             )
-            for layer, (queries, found) in enumerate(matches):
-                true_classes_LBQ[layer, b, queries] = target.class_labels[found]
-            mask_L, dice_L = self._mask_terms(mask_logits_LBQhw[:, b], target, matches)
-            mask_sum_L, dice_sum_L = mask_sum_L + mask_L, dice_sum_L + dice_L
-        class_L = torch.stack(
+            for b, target in enumerate(targets)
+        ]
+        mask_L, dice_L = self._mask_terms(mask_logits_LBQhw, targets, matches)
+        return LayerLosses(
+            self._class_term(class_logits_LBQK, targets, matches), mask_L, dice_L, self.weights
+        )
+
+    def _class_term(
+        self, logits_LBQK: Tensor, targets: Sequence[ImageTargets], matches: list[list[Match]]
+    ) -> Tensor:
+        """Weighted mean cross-entropy (L,) of all queries; those without an object are to say "no object"."""
+        layers, images, queries, classes = logits_LBQK.shape
+        true_LBQ = torch.full((layers, images, queries), classes - 1, device=logits_LBQK.device)
+        for b, target in enumerate(targets):
+            for layer, (matched, found) in enumerate(matches[b]):
+                true_LBQ[layer, b, matched] = target.class_labels[found]
+        return torch.stack(
             [
                 F.cross_entropy(logits_BQK.flatten(0, 1), true_BQ.flatten(), weight=self.empty_weight)
-                for logits_BQK, true_BQ in zip(class_logits_LBQK, true_classes_LBQ, strict=True)
+                for logits_BQK, true_BQ in zip(logits_LBQK, true_LBQ, strict=True)
             ]
         )
-        return LayerLosses(class_L, mask_sum_L / objects, dice_sum_L / objects, self.weights)
 
     def _mask_terms(
-        self, logits_LQhw: Tensor, target: ImageTargets, matches: list[tuple[Tensor, Tensor]]
+        self, logits_LBQhw: Tensor, targets: Sequence[ImageTargets], matches: list[list[Match]]
     ) -> tuple[Tensor, Tensor]:
-        """Sums of the mask and dice losses of one image's matched masks, each (L,); all layers in one sampling."""
-        logits_Mhw = torch.cat([logits_LQhw[layer, queries] for layer, (queries, _) in enumerate(matches)])
-        if logits_Mhw.shape[0] == 0:
-            nothing_L = logits_LQhw.sum(dim=(1, 2, 3)) * 0.0  # keeps the masks in the graph of an empty image
-            return nothing_L, nothing_L
-        points_MP2 = uncertain_points(logits_Mhw.detach(), target, self.sampling, self.random_uniform)
-        true_MP = _true_at_points(target.masks, [found for _, found in matches], points_MP2)
-        counted_MP = _counted(target, points_MP2)
-        predicted_MP = sample_points(logits_Mhw[:, None], points_MP2)[:, 0]
-        layer_of_M = torch.repeat_interleave(
-            torch.arange(len(matches), device=points_MP2.device),
-            torch.tensor([len(queries) for queries, _ in matches], device=points_MP2.device),
-        )
-        zeros_L = logits_LQhw.new_zeros(len(matches))
+        """Mask and dice losses (L,) of the matched masks; all layers of an image in one sampling."""
+        layers, images, queries = logits_LBQhw.shape[:3]
+        device = logits_LBQhw.device
+        chosen = [
+            torch.cat(
+                [(layer * images + b) * queries + matched for layer, (matched, _) in enumerate(of_image)]
+            )
+            for b, of_image in enumerate(matches)
+        ]
+        # One selection for the whole batch: each one's backward pass fills a tensor of the size of all masks.
+        logits_Mhw = logits_LBQhw.flatten(0, 2).index_select(0, torch.cat(chosen))
+        layer_of_M = torch.cat(chosen).div(images * queries, rounding_mode="floor")
+        predicted, true, counted = [], [], []
+        for target, of_image, logits in zip(
+            targets, matches, torch.split(logits_Mhw, [len(c) for c in chosen]), strict=True
+        ):
+            if len(logits):
+                points_MP2 = uncertain_points(logits.detach(), target, self.sampling, self.random_uniform)
+                predicted.append(sample_points(logits[:, None], points_MP2)[:, 0])
+                true.append(_true_at_points(target.masks, [found for _, found in of_image], points_MP2))
+                counted.append(_counted(target, points_MP2))
+        zeros_L = logits_Mhw.sum() * 0.0 + torch.zeros(
+            layers, device=device
+        )  # an empty batch has a gradient too
+        if not predicted:
+            return zeros_L, zeros_L
+        at_points = torch.cat(predicted), torch.cat(true), torch.cat(counted)
+        objects = sum(t.class_labels.shape[0] for t in targets)
         return (
-            zeros_L.index_add(0, layer_of_M, mask_losses(predicted_MP, true_MP, counted_MP)),
-            zeros_L.index_add(0, layer_of_M, dice_losses(predicted_MP, true_MP, counted_MP)),
+            zeros_L.index_add(0, layer_of_M, mask_losses(*at_points)) / objects,
+            zeros_L.index_add(0, layer_of_M, dice_losses(*at_points)) / objects,
         )
 
     def _check_labels(self, targets: Sequence[ImageTargets]) -> None:
