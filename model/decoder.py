@@ -61,7 +61,7 @@ class TransformerModule(nn.Module):
             values.append(value)
             keys.append(value + position.to(value.dtype))
         # The attention masks carry no gradient, so neither do the features that they are read from.
-        sizes = [level.shape[-2:] for level in levels]
+        sizes = [(level.shape[2], level.shape[3]) for level in levels]
         pooled = [pool_features(features_BCHW.detach(), size) for size in sizes]
         heads = [MaskHead.folded(mask_projection, features) for features in pooled]
         batch = features_BCHW.shape[0]
@@ -89,7 +89,7 @@ class MaskHead:
         folded_BQC = embedding_BQM @ self.weight_MC
         constant_BQ1 = (embedding_BQM @ self.bias_M)[..., None]
         logits = torch.baddbmm(constant_BQ1, folded_BQC, self.features_BCHW.flatten(2))
-        return logits.unflatten(2, (height, width))
+        return torch.unflatten(logits, 2, (height, width))
 
 
 class MaskedAttentionDecoder(nn.Module):
@@ -169,10 +169,10 @@ class DecoderLayer(nn.Module):
         return self._after(self.final_layer_norm, x_BQC + y)
 
     def _before(self, norm: nn.Module, x: Tensor) -> Tensor:
-        return norm(x) if self.pre_norm else x  # type: ignore[no-any-return]
+        return norm(x) if self.pre_norm else x
 
     def _after(self, norm: nn.Module, x: Tensor) -> Tensor:
-        return x if self.pre_norm else norm(x)  # type: ignore[no-any-return]
+        return x if self.pre_norm else norm(x)
 
 
 class CrossAttention(nn.Module):
@@ -230,7 +230,7 @@ class MaskEmbedder(nn.ModuleList):
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, attend: Tensor | None, dropout: float) -> Tensor:
     """Multi-head attention of projected (B, Q, C) over (B, S, C); ``attend`` (B, 1, Q, S) serves all heads."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (torch.unflatten(x, -1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, dropout_p=dropout)
     return out.transpose(1, 2).flatten(2)
 

@@ -102,7 +102,8 @@ class Mask2FormerForUniversalSegmentation(nn.Module):
             output_auxiliary_logits = self.training if configured is None else configured
         last = self._predict(states.normed[-1], mask_head)
         output = Mask2FormerForUniversalSegmentationOutput(
-            **last,
+            class_queries_logits=last["class_queries_logits"],
+            masks_queries_logits=last["masks_queries_logits"],
             transformer_decoder_last_hidden_state=states.hidden[-1],
             encoder_last_hidden_state=maps[-1],
         )

@@ -129,7 +129,7 @@ def sample_reference(value_BShD: Tensor, offsets_xy: Tensor, weights: Tensor, sh
     origins = pixel_origins(shapes, value_BShD.device)
     positions = offsets_xy + origins[None, :, None, :, None]  # (B, S, h, L, P, 2), pixels
     out = value_BShD.new_zeros((batch * heads, depth, size))
-    values = value_BShD.split([h * w for h, w in shapes], dim=1)
+    values = torch.split(value_BShD, [h * w for h, w in shapes], dim=1)
     for level, (height, width) in enumerate(shapes):
         maps = values[level].permute(0, 2, 3, 1).reshape(batch * heads, depth, height, width)
         extent = positions.new_tensor([width, height])

@@ -67,8 +67,10 @@ class PixelDecoder(nn.Module):
         position_SC = self._positions(shapes, x_BSC)
         for layer in self.encoder.layers:  # type: ignore[union-attr]
             x_BSC = layer(x_BSC, position_SC, shapes)
-        parts = x_BSC.split([h * w for h, w in shapes], dim=1)
-        levels = [p.transpose(1, 2).unflatten(2, shape) for p, shape in zip(parts, shapes, strict=True)]
+        parts = torch.split(x_BSC, [h * w for h, w in shapes], dim=1)
+        levels = [
+            torch.unflatten(p.transpose(1, 2), 2, shape) for p, shape in zip(parts, shapes, strict=True)
+        ]
         if not self.has_fpn:
             return levels[-1], levels
         lateral = self.adapter_1(maps[0])

@@ -64,7 +64,8 @@ class PatchEmbeddings(nn.Module):
         height, width = pixels_BCHW.shape[-2:]
         padded = F.pad(pixels_BCHW, (0, -width % self.patch, 0, -height % self.patch))
         x: Tensor = self.patch_embeddings.projection(padded)  # type: ignore[operator]
-        return self.dropout(self.norm(x.permute(0, 2, 3, 1)))
+        embedded: Tensor = self.dropout(self.norm(x.permute(0, 2, 3, 1)))
+        return embedded
 
 
 class SwinStage(nn.Module):
@@ -170,20 +171,12 @@ class WindowAttention(nn.Module):
             .flatten(1, 2)
             for linear in (inner.query, inner.key, inner.value)
         )
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=self._bias(rows, cols, shift, x.device).to(q.dtype),
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        bias = self._bias(rows, cols, shift, x.device).to(q.dtype)
+        dropout = self.dropout if self.training else 0.0
+        out: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         out = out.view(batch, rows * cols, self.heads, w * w, -1).transpose(2, 3).flatten(3)
-        out = self.output.dense(out)  # type: ignore[operator]
-        return (
-            out.view(batch, rows, cols, w, w, channels)
-            .transpose(2, 3)
-            .reshape(batch, height, width, channels)
-        )
+        out = self.output.dense(out).view(batch, rows, cols, w, w, channels)  # type: ignore[operator]
+        return out.transpose(2, 3).reshape(batch, height, width, channels)
 
     def _bias(self, rows: int, cols: int, shift: int, device: torch.device) -> Tensor:
         """Position bias, plus -100 between regions that only the roll made neighbours: (1, M·h, N, N)."""

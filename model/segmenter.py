@@ -1,0 +1,131 @@
+"""A loaded network that turns uint8 tiles into label maps: what each replica computes.
+
+Unusual: the result of a tile never depends on its batch-mates. On a CPU the images of a batch go through one by one,
+because matrix products round differently for different batch sizes, and batches gain nothing there. On a GPU callers
+keep the batch shape fixed.
+
+Letters: B batch, C channels, H W pixels of a tile.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from panoptile.model.checkpoint import CheckpointSettings, Task, read_settings
+from panoptile.model.classes import ClassTable
+from panoptile.model.fusion import Canvas, FusionRules, fuse_logits
+from panoptile.model.mask2former import Mask2FormerForUniversalSegmentation
+from panoptile.model.panoptic_map import PanopticMap
+
+log = logging.getLogger(__name__)
+
+_SIZE_DIVISOR = 32
+
+
+class Segmenter:
+    """A network with its preprocessing and fusion; build it with :meth:`load`."""
+
+    classes: ClassTable
+    num_queries: int
+    """The most segments that one tile can have."""
+    channels: int
+    device: torch.device
+    mean_pixel: tuple[int, ...]
+    """(C,) grey level that the network ignores best: for padding and pixels without input."""
+
+    def __init__(
+        self, network: Mask2FormerForUniversalSegmentation, settings: CheckpointSettings, device: torch.device
+    ) -> None:
+        self.classes = settings.classes
+        self.num_queries = settings.config.num_queries
+        self.channels = settings.config.num_channels
+        self.device = device
+        self.mean_pixel = settings.normalisation.mean_pixel
+        self.rules = FusionRules(
+            task=settings.task,
+            thing_label_ids=settings.classes.thing_label_ids,
+            label_ids_to_fuse=settings.label_ids_to_fuse,
+            score_threshold=settings.score_threshold,
+        )
+        self._network = network.eval().to(device)
+        norm = settings.normalisation
+        self._scale = _per_channel([norm.rescale / s for s in norm.std], device)
+        self._shift = _per_channel([-m / s for m, s in zip(norm.mean, norm.std, strict=True)], device)
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        *,
+        task: Task | None = None,
+        labels: str | None = None,
+        fuse: Sequence[str] = (),
+        score_threshold: float | None = None,
+        device: Literal["auto", "cpu", "cuda"] | str = "auto",
+        threads: int | None = None,
+    ) -> Segmenter:
+        """Load a checkpoint folder.
+
+        ``task``, ``labels`` (a class table, see ``ClassTable.from_file``) and ``score_threshold`` default to the
+        checkpoint's; ``fuse`` names the classes that get one segment per tile, by default all stuff. ``threads`` sets
+        torch's threads on a CPU, for the whole process. Raises ``ValueError`` with one clear sentence.
+        """
+        settings = read_settings(path, task=task, labels=labels, fuse=fuse, score_threshold=score_threshold)
+        chosen = choose_device(device)
+        if chosen.type == "cpu" and threads is not None:
+            torch.set_num_threads(threads)
+        return cls(Mask2FormerForUniversalSegmentation.from_pretrained(path), settings, chosen)
+
+    def predict(self, pixels_BCHW: NDArray[np.uint8], *, count: int | None = None) -> list[PanopticMap]:
+        """One map of (H, W) per tile, in order; tiles are not resized.
+
+        ``count``: only the first ``count`` tiles are wanted, the rest is padding of a fixed batch (a CPU skips it).
+        """
+        if pixels_BCHW.ndim != 4 or pixels_BCHW.shape[1] != self.channels or pixels_BCHW.dtype != np.uint8:
+            raise ValueError(
+                f"Expected uint8 tiles of shape (B, {self.channels}, H, W), "
+                f"got {pixels_BCHW.dtype} of shape {pixels_BCHW.shape}."
+            )
+        wanted = len(pixels_BCHW) if count is None else count
+        if self.device.type == "cpu":
+            return [m for i in range(wanted) for m in self._predict(pixels_BCHW[i : i + 1])]
+        return self._predict(pixels_BCHW)[:wanted]
+
+    @torch.inference_mode()
+    def _predict(self, pixels: NDArray[np.uint8]) -> list[PanopticMap]:
+        height, width = pixels.shape[-2:]
+        x_BCHW = self.prepare(torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device))
+        output = self._network(x_BCHW, output_auxiliary_logits=False)
+        canvas = Canvas(height, width, x_BCHW.shape[-2], x_BCHW.shape[-1])
+        return fuse_logits(output.class_queries_logits, output.masks_queries_logits, canvas, self.rules)
+
+    def prepare(self, pixels_BCHW: Tensor) -> Tensor:
+        """uint8 to normalised fp32, padded right and at the bottom with zeros to a multiple of 32."""
+        height, width = pixels_BCHW.shape[-2:]
+        x = torch.addcmul(self._shift, pixels_BCHW.float(), self._scale)
+        return F.pad(x, (0, -width % _SIZE_DIVISOR, 0, -height % _SIZE_DIVISOR))
+
+
+def choose_device(device: str) -> torch.device:
+    """``auto``: a GPU if there is one, else the CPU. Raises ``ValueError`` if a GPU is asked for and missing."""
+    if device == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        log.info(
+            "The network runs on %s (%s).", kind, "a GPU was found" if kind == "cuda" else "no GPU was found"
+        )
+        return torch.device(kind)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("The device cuda was asked for, but torch finds no CUDA GPU: use cpu or auto.")
+    return torch.device(device)
+
+
+def _per_channel(values: list[float], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
