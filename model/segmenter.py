@@ -102,7 +102,8 @@ class Segmenter:
     @torch.inference_mode()
     def _predict(self, pixels: NDArray[np.uint8]) -> list[PanopticMap]:
         height, width = pixels.shape[-2:]
-        x_BCHW = self.prepare(torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device))
+        # A copy: torch takes neither negative strides nor read-only arrays.
+        x_BCHW = self.prepare(torch.from_numpy(pixels.copy()).to(self.device))
         output = self._network(x_BCHW, output_auxiliary_logits=False)
         canvas = Canvas(height, width, x_BCHW.shape[-2], x_BCHW.shape[-1])
         return fuse_logits(output.class_queries_logits, output.masks_queries_logits, canvas, self.rules)

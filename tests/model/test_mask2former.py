@@ -19,7 +19,9 @@ from panoptile.model.mask2former import Mask2FormerForUniversalSegmentation
 TOLERANCE = 1e-4
 BACKBONES = ["swin7", "swin12", "resnet-basic", "resnet-bottleneck"]
 
-CASES = [(backbone, shape, {}) for backbone in BACKBONES for shape in ((2, 3, 96, 128), (1, 3, 77, 101))]
+CASES: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
+    (backbone, shape, {}) for backbone in BACKBONES for shape in ((2, 3, 96, 128), (1, 3, 77, 101))
+]
 CASES += [
     ("swin7", (3, 3, 64, 64), {"pre_norm": True, "activation_function": "gelu"}),
     ("swin7", (1, 3, 130, 66), {"hidden_dim": 48, "mask_feature_size": 24, "decoder_layers": 8}),
@@ -106,7 +108,7 @@ def test_training_keeps_all_layers_and_reaches_every_weight(swin_folder: Path) -
     assert len(output.auxiliary_logits) == network.config.decoder_layers - 1
     last = {"class": output.class_queries_logits, "mask": output.masks_queries_logits}
     logits = [t for layer in (*output.auxiliary_logits, last) for t in layer.values()]
-    torch.stack([t.square().mean() for t in logits]).sum().backward()
+    torch.autograd.backward(torch.stack([t.square().mean() for t in logits]).sum())
     without = [n for n, p in network.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert without == []
 
@@ -122,7 +124,7 @@ def test_a_fresh_network_is_initialised_as_in_the_paper() -> None:
     assert torch.allclose(ring[0, :, 2], torch.tensor([3.0, 0.0]).expand(3, 2), atol=1e-6)
     assert torch.allclose(ring[1, 0, 3], torch.tensor([4.0, 4.0]), atol=1e-5)
     assert not attention.sampling_offsets.weight.any()
-    assert 0.8 < float(network.model.transformer_module.queries_features.weight.std()) < 1.2
+    assert 0.8 < float(network.model.transformer_module.queries_features.weight.detach().std()) < 1.2
 
 
 def test_auxiliary_logits_are_built_only_on_request(swin_folder: Path) -> None:
@@ -142,7 +144,7 @@ def test_training_works_after_inference_mode(swin_folder: Path) -> None:
     pixels = torch.randn(1, 3, 160, 96)
     with torch.inference_mode():
         network(pixels)
-    network.train()(pixels).masks_queries_logits.sum().backward()
+    torch.autograd.backward(network.train()(pixels).masks_queries_logits.sum())
 
 
 def test_wrong_channels_are_refused(swin_folder: Path) -> None:
