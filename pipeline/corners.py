@@ -50,8 +50,12 @@ def pixel_counts(labels: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArra
     flat = labels.ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     lengths = np.diff(starts, append=flat.size)
-    ids, run_of = np.unique(flat[starts], return_inverse=True)
-    counts = np.bincount(run_of, weights=lengths, minlength=len(ids)).astype(np.int64)
+    runs = (flat[starts].astype(np.uint64) << np.uint64(32)) | lengths.astype(np.uint64)
+    runs.sort()
+    ids = (runs >> np.uint64(32)).astype(np.uint32)
+    first = np.concatenate([[0], np.flatnonzero(ids[1:] != ids[:-1]) + 1])
+    counts = np.add.reduceat((runs & np.uint64(0xFFFF_FFFF)).astype(np.int64), first)
+    ids = ids[first]
     segment = (ids != 0) & (ids != NODATA_ID)
     return ids[segment], counts[segment]
 

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 
+from panoptile.pipeline import gdal_env  # noqa: F401  (GDAL's environment, before rasterio)
 from panoptile.pipeline.polygons import Affine, Outlines, sum_ragged
+
+from rasterio.crs import CRS  # isort: skip  (after gdal_env)
 
 Areas = NDArray[np.float64]
 AreaRule = Callable[[Outlines], Areas]

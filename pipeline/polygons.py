@@ -113,7 +113,10 @@ def trace(ids: NDArray[np.uint32], part_of: Ints, codes: Codes) -> Outlines:
     ):  # a ring meets itself: exchange the two visits' vertical edges, which makes two rings of it
         starts, nexts, _ = _linked(part, row, col, negative, split=twin[same])
         leaders = _cycle_leaders(nexts)
-    ring_leaders, ring_of, lengths = np.unique(leaders, return_inverse=True, return_counts=True)
+    is_leader = leaders == np.arange(len(leaders))
+    ring_leaders = np.flatnonzero(is_leader)
+    ring_of = (np.cumsum(is_leader) - 1)[leaders]
+    lengths = np.bincount(ring_of)
     is_hole = negative[2 * ring_leaders] == 1  # the topmost edge of a hole has the interior above
     offsets = offsets_of(lengths)
     xy = np.empty((len(nexts), 2), np.int32)
