@@ -99,16 +99,18 @@ def _corners(
     """Rows of the value table and their weights for the queries ``start…``: both (n·h, L·P·4)."""
     count, heads = offsets.shape[:2]
     size, device = origins.shape[0], offsets.device
-    query = torch.arange(start, start + count, device=device)
+    query = torch.arange(start, start + count, dtype=torch.int32, device=device)
     base = query.div(size, rounding_mode="floor") * size  # first row of the query's image
     x, y = (offsets + origins[query - base][:, None, :, None]).unbind(-1)  # (n, h, L, P)
     width, height, first = _level_geometry(shapes, device)
     col, weight_x = _axis(x, width)
     row, weight_y = _axis(y, height)
-    pixel = row[..., :, None] * width[:, None, None, None] + col[..., None, :] + first[:, None, None, None]
-    head = torch.arange(heads, device=device)
-    index = (pixel + base[:, None, None, None, None, None]) * heads + head[:, None, None, None, None]
-    corner = weights[..., None, None] * weight_y[..., :, None] * weight_x[..., None, :]
+    # Rows of the table are (pixel, head); what depends on one axis is settled before the axes meet, at half the size.
+    head = torch.arange(heads, dtype=torch.int32, device=device)
+    start_of_level = (base[:, None, None] + first) * heads + head[:, None]  # (n, h, L)
+    index_y = row * (width * heads)[:, None, None] + start_of_level[..., None, None]
+    index = index_y[..., :, None] + (col * heads)[..., None, :]
+    corner = (weights[..., None] * weight_y)[..., :, None] * weight_x[..., None, :]
     return index.reshape(count * heads, -1), corner.reshape(count * heads, -1)
 
 
@@ -118,9 +120,9 @@ def _axis(position: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
     high_weight = position - low
     cells = torch.stack([low, low + 1], dim=-1)
     limit = (extent - 1)[:, None, None].to(cells.dtype)
-    inside = (cells >= 0) & (cells <= limit)
-    weights = torch.stack([1 - high_weight, high_weight], dim=-1) * inside
-    return torch.minimum(cells.clamp(min=0), limit).long(), weights
+    clamped = torch.minimum(cells.clamp(min=0), limit)
+    weights = torch.stack([1 - high_weight, high_weight], dim=-1) * (clamped == cells)
+    return clamped.int(), weights
 
 
 def sample_reference(value_BShD: Tensor, offsets_xy: Tensor, weights: Tensor, shapes: Shapes) -> Tensor:
@@ -160,5 +162,5 @@ def _level_geometry(shapes: Shapes, device: torch.device) -> tuple[Tensor, Tenso
     with torch.inference_mode(False):
         heights, widths = zip(*shapes, strict=True)
         firsts = [sum(h * w for h, w in shapes[:i]) for i in range(len(shapes))]
-        width, height, first = torch.tensor([widths, heights, firsts], device=device)
+        width, height, first = torch.tensor([widths, heights, firsts], dtype=torch.int32, device=device)
         return width, height, first

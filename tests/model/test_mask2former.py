@@ -114,7 +114,7 @@ def test_training_keeps_all_layers_and_reaches_every_weight(swin_folder: Path) -
 
 
 def test_a_fresh_network_is_initialised_as_in_the_paper() -> None:
-    """Deformable offsets start on a ring, positions of attention are random embeddings, biases are zero."""
+    """Deformable offsets start on a ring and do not depend on the pixel; queries are unit-normal embeddings."""
     config = Mask2FormerConfig(
         backbone_config={"model_type": "resnet", "depths": [1, 1, 1, 1]}, encoder_layers=1
     )
