@@ -1,0 +1,105 @@
+"""From what the user named (files, globs, directories) to the list of input files and their output keys."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+RASTER_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2")
+"""Files that a directory contributes, in lower or upper case. A file named directly may end in anything."""
+
+MAX_STEM = 80
+
+
+class InputError(ValueError):
+    """The input cannot be used: one sentence of what, where, and what to do. Exit code 2."""
+
+
+def find_inputs(sources: Sequence[str]) -> list[str]:
+    """Absolute paths of the rasters that ``sources`` name, in the order named, each file once.
+
+    A source is a file, a glob (``**`` descends), a directory (its rasters, sorted by name, without
+    sub-directories) or a ``file://`` URL. Two names of one file (a link, a relative path) count as one, the
+    first. Raises InputError for a missing file, a directory without rasters and a glob without match.
+    """
+    found: dict[str, str] = {}
+    for source in sources:
+        for path in _expand(source):
+            found.setdefault(os.path.realpath(path), path)
+    if not found:
+        raise InputError("No input was named: give at least one raster, directory or glob.")
+    return list(found.values())
+
+
+def output_key(uri: str) -> tuple[str, str]:
+    """(key, stem) for the outputs of one input; two inputs never share a key.
+
+    The stem is the file's name without ending, in ASCII letters, digits and ``._-``, at most 80
+    characters, never starting with a dot or a dash. The key is the stem, a dash and the first 10 hex digits
+    of sha256(uri). A local path is made absolute first, so the key does not depend on the working directory.
+    """
+    if "://" in uri:
+        name = unquote(urlsplit(uri).path)
+    else:
+        uri = name = os.path.abspath(uri)
+    stem = sanitised(PurePosixPath(name).stem)
+    digest = hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{stem}-{digest[:10]}", stem
+
+
+def sanitised(name: str) -> str:
+    """``name`` as a harmless file name: see output_key; "raster" where nothing is left of it."""
+    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", ascii_name).lstrip("._-")[:MAX_STEM] or "raster"
+
+
+def shown(path: str) -> str:
+    """``path`` for a message: with escapes where it holds control characters, which could forge log lines."""
+    return path if path.isprintable() else repr(path)
+
+
+def _expand(source: str) -> list[str]:
+    path = _local_path(source)
+    if os.path.isdir(path):
+        return _directory_rasters(path)
+    if os.path.lexists(path):
+        return [os.path.abspath(path)]
+    if glob.has_magic(path):
+        matches = sorted(m for m in glob.glob(path, recursive=True) if os.path.isfile(m))
+        if not matches:
+            raise InputError(f"No file matches {shown(path)}: check the pattern, and quote it in the shell.")
+        return [os.path.abspath(m) for m in matches]
+    raise InputError(f"{shown(path)} does not exist: check the path.")
+
+
+def _local_path(source: str) -> str:
+    if not source or "\0" in source:
+        raise InputError(f"{source!r} is not a path: name a file, a directory or a glob.")
+    if source.startswith("file://"):
+        return unquote(urlsplit(source).path)
+    if "://" in source or source.startswith("/vsi"):
+        raise InputError(
+            f"{shown(source)} is not a local file: download it first, only local files are read."
+        )
+    return source
+
+
+def _directory_rasters(directory: str) -> list[str]:
+    names = sorted(os.listdir(directory))
+    rasters = [
+        os.path.abspath(os.path.join(directory, name))
+        for name in names
+        if name.lower().endswith(RASTER_ENDINGS) and not name.startswith(".")
+    ]
+    files = [path for path in rasters if os.path.isfile(path)]
+    if not files:
+        raise InputError(
+            f"{shown(directory)} holds no raster: looked for {' '.join(RASTER_ENDINGS)}, not in sub-directories."
+        )
+    return files
