@@ -8,17 +8,27 @@ checkpoint's folder.
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from torch import Tensor
 
 from panoptile.model.config import Mask2FormerConfig
-from panoptile.model.efficientnet import PIXEL_MEAN, PIXEL_SCALE, EfficientNetLite0, load_imagenet_backbone
-from panoptile.model.loss import ImageTargets, LossWeights, Mask2FormerCriterion, PointSampling
+from panoptile.model.decoder import DecoderLayer
+from panoptile.model.efficientnet import (
+    PIXEL_MEAN,
+    PIXEL_SCALE,
+    EfficientNetLite0,
+    coordinate_channels,
+    load_imagenet_backbone,
+)
+from panoptile.model.loss import ImageTargets, LossWeights, Mask2FormerCriterion, PointSampling, QueryPlaces
 from panoptile.model.mask2former import Mask2FormerForUniversalSegmentation
+from panoptile.model.positions import sine_positions
 from panoptile.model.training import OptimiserRecipe, TrainingBatch, TrainingRun, freeze, train
 from panoptile.pipeline.builtin_data import BANEPA_GSD_M, Sources, training_scenes, unpack_sources
 from panoptile.pipeline.training_windows import CLASS_NAMES, THING_LABELS, WindowSampler
@@ -61,6 +71,11 @@ RECIPE = OptimiserRecipe(
     warmup_steps=150,
     decay_share=0.3,
 )
+COORDINATE_FREQUENCIES = 5
+"""The finest wave has 8 periods a tile: neighbours of 32 px side by side get opposite signs."""
+QUERIES = 100
+PLACE_WEIGHT = 20.0
+"""Matching cost of a distance of one image side; see QueryPlaces."""
 POINTS = 1280
 """Points per mask; the masks of a 256 px window have 4,096 pixels."""
 
@@ -68,7 +83,10 @@ POINTS = 1280
 def builtin_config() -> Mask2FormerConfig:
     """EfficientNet-Lite0 under a narrow Mask2Former: 5.2 M parameters, 0.5 s a tile of 512² on one CPU core."""
     return Mask2FormerConfig(
-        backbone_config={"model_type": "efficientnet_lite0"},
+        backbone_config={
+            "model_type": "efficientnet_lite0",
+            "coordinate_frequencies": COORDINATE_FREQUENCIES,
+        },
         feature_size=128,
         mask_feature_size=128,
         hidden_dim=128,
@@ -77,14 +95,14 @@ def builtin_config() -> Mask2FormerConfig:
         encoder_layers=2,
         decoder_layers=7,
         num_attention_heads=4,
-        num_queries=100,
+        num_queries=QUERIES,
         train_num_points=POINTS,
         id2label=dict(enumerate(CLASS_NAMES)),
         panoptile={
             "task": "panoptic",
             "thing_label_ids": list(THING_LABELS),
             "gsd_m": BANEPA_GSD_M,
-            "object_threshold": 0.5,
+            "score_threshold": 0.5,
         },
     )
 
@@ -97,6 +115,8 @@ def start_run(sources: Sources) -> TrainingRun:
     backbone = model.model.pixel_level_module.encoder
     assert isinstance(backbone, EfficientNetLite0)
     backbone.load_state_dict(load_imagenet_backbone(str(sources.backbone)).state_dict())
+    _queries_as_grid(model)
+    _coordinates_to_the_masks(model)
     # Edges and colours need no relearning, and their maps are the largest: a third of the backward pass.
     freeze([backbone.stem, backbone.stages[0], backbone.stages[1]])
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -106,8 +126,64 @@ def start_run(sources: Sources) -> TrainingRun:
             config.class_weight, config.mask_weight, config.dice_weight, config.no_object_weight
         ),
         sampling=PointSampling(POINTS, config.oversample_ratio, config.importance_sample_ratio),
+        places=QueryPlaces(_grid_places(), PLACE_WEIGHT, frozenset(THING_LABELS)),
     )
     return TrainingRun(model, criterion, RECIPE, backbone=backbone)
+
+
+def _grid_places() -> Tensor:
+    """Middles (Q, 2) of the cells of a square grid, in the order of the queries; x first, 0…1."""
+    side = _grid_side()
+    middles = (torch.arange(side) + 0.5) / side
+    y, x = torch.meshgrid(middles, middles, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], dim=1)
+
+
+def _grid_side() -> int:
+    side = round(QUERIES**0.5)
+    if side * side != QUERIES:
+        raise ValueError(f"A grid needs a square number of queries, got {QUERIES}.")
+    return side
+
+
+@torch.no_grad()
+def _coordinates_to_the_masks(model: Mask2FormerForUniversalSegmentation) -> None:
+    """Start the pixel decoder's last step so that the coordinates reach the mask features undiluted, in both signs.
+
+    The last channels of its two convolutions copy them at the start; a random start drowns them among the colours,
+    and a short training does not dig them out.
+    """
+    decoder = model.model.pixel_level_module.decoder
+    lateral, output = decoder.adapter_1, decoder.layer_1
+    places = 4 * COORDINATE_FREQUENCIES
+    first = lateral[0].out_channels - 2 * places
+    lateral[0].weight[first:] = 0.0
+    for i in range(places):
+        source = lateral[0].in_channels - places + i
+        lateral[0].weight[first + i, source] = 1.0
+        lateral[0].weight[first + places + i, source] = -1.0
+    lateral[1].weight[first:] = 3.0  # against the features of the coarser levels, which are added next
+    output[0].weight[first:] = 0.0
+    output[0].weight[range(first, first + 2 * places), range(first, first + 2 * places), 1, 1] = 1.0
+
+
+@torch.no_grad()
+def _queries_as_grid(model: Mask2FormerForUniversalSegmentation) -> None:
+    """Start the queries as a grid of places, each looking around its own.
+
+    A query's position has the code of the pixels', and equal projections of both make their product fall off with
+    the distance; its features hold the code of the coordinate channels, from which masks are made. Nothing but the
+    random start differs from the paper.
+    """
+    side, width, transformer = _grid_side(), model.config.hidden_dim, model.model.transformer_module
+    transformer.queries_embedder.weight.copy_(sine_positions(side, side, width, torch.device("cpu")))
+    place_CQ = coordinate_channels(side, side, COORDINATE_FREQUENCIES).flatten(1)
+    features_QC = transformer.queries_features.weight.mul_(0.1)
+    features_QC[:, : len(place_CQ)] += place_CQ.T
+    for layer in transformer.decoder.layers:
+        assert isinstance(layer, DecoderLayer)
+        projections = layer.cross_attn.in_proj_weight
+        projections[:width].copy_(projections[width : 2 * width])
 
 
 def phase_of_step(step: int, steps: int) -> int:
@@ -169,12 +245,12 @@ def averaged_model(checkpoint: Path) -> tuple[Mask2FormerForUniversalSegmentatio
 def export(
     run: Run,
     to: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
-    object_threshold: Annotated[float, typer.Option(min=0, max=1, help="Default score threshold.")] = 0.5,
+    score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Default score threshold.")] = 0.5,
 ) -> None:
     """Write the averaged weights of the run as a checkpoint folder."""
     model, steps = averaged_model(run / "checkpoint.pt")
     assert model.config.panoptile is not None
-    model.config.panoptile["object_threshold"] = object_threshold
+    model.config.panoptile["score_threshold"] = score_threshold
     model.save_pretrained(to)
     processor = {
         "image_processor_type": "Mask2FormerImageProcessor",
@@ -189,6 +265,23 @@ def export(
     }
     (to / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
     typer.echo(f"{to}: averaged weights of step {steps}.")
+
+
+@app.command()
+def evaluate(
+    wheels: Wheels,
+    banepa: Banepa,
+    run: Run,
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder to judge.")],
+    score: Annotated[float | None, typer.Option(help="Score threshold instead of the checkpoint's.")] = None,
+) -> None:
+    """Print the figures of a checkpoint on the held-out scenes, one JSON object a line."""
+    from panoptile.jobs.builtin_scores import held_out_figures
+
+    sources = unpack_sources(wheels=wheels, banepa=banepa, scratch=run / "sources")
+    with tempfile.TemporaryDirectory(prefix="panoptile-held-out-") as scratch:
+        for figures in held_out_figures(checkpoint, sources, scratch=Path(scratch), score=score):
+            typer.echo(json.dumps(figures.row()))
 
 
 if __name__ == "__main__":

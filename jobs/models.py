@@ -85,7 +85,7 @@ def _network(spec: JobSpec, path: Path) -> ResolvedModel:
     from panoptile.model.checkpoint import inspect_checkpoint
 
     try:
-        info = inspect_checkpoint(str(path), task=spec.task, labels=spec.labels)
+        info = inspect_checkpoint(str(path), task=spec.task, labels=spec.labels, fuse=spec.fuse)
     except ValueError as e:
         raise invalid(str(e)) from e
     factory = NetworkFactory(
@@ -94,7 +94,7 @@ def _network(spec: JobSpec, path: Path) -> ResolvedModel:
     return ResolvedModel(
         factory,
         info.classes,
-        3,
+        info.channels,
         info.sha256,
         info.num_queries,
         info.parameters,

@@ -11,17 +11,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from panoptile.pipeline.ground_area import pixel_area_m2
-from panoptile.pipeline.inputs import InputError, find_inputs
-from panoptile.pipeline.raster_source import inspect_raster
-
 from panoptile.jobs.exits import Exit, JobError, invalid
 from panoptile.jobs.models import ResolvedModel, resolve_model
 from panoptile.jobs.spec import JobSpec
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
+from panoptile.pipeline.ground_area import pixel_area_m2
+from panoptile.pipeline.inputs import InputError, find_inputs
 from panoptile.pipeline.plan import RasterPlan
 from panoptile.pipeline.raster_info import RasterInfo
+from panoptile.pipeline.raster_source import inspect_raster
 from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.store import Store
 

@@ -145,7 +145,7 @@ def _run_units(
         pool.start()
         with progress:
             result = run_units(pool, store, todo, policy, lambda r: progress.advance(r.tiles), on_retry)
-        rss = getattr(pool, "peak_rss_bytes", dict)()
+        rss: dict[str, int] = getattr(pool, "peak_rss_bytes", dict)()
         return result, time.perf_counter() - started, rss
     except PoolError as e:
         raise JobError(Exit.UNREACHABLE, f"{e} What is done is kept: run the same command to go on.") from e

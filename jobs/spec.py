@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from panoptile.pipeline.plan import fingerprint
 from panoptile.pipeline.replica import Task
+
+if TYPE_CHECKING:
+    from panoptile.pipeline.label_cog import Compression
 
 LAYOUT_VERSION = 1
 """Raised whenever equal parameters can give other pixels or other files than before."""
@@ -40,7 +44,7 @@ class JobSpec:
     score: float | None = None
     raster: bool = True
     vector: bool = True
-    compression: str = "zstd"
+    compression: Compression = "zstd"
     batch: int = 1
     threads: int = 1
     """Threads per replica on a CPU."""
@@ -136,10 +140,3 @@ class JobSpec:
 
 def _content(path: str | None) -> str | None:
     return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What an input may be at most; see ``--max-pixels``."""
-
-    max_pixels: float = field(default=1e12)

@@ -18,6 +18,7 @@ from panoptile.pipeline.publish import publish_raster
 
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline.joined import Fragments, Joined, JoinedLabels, join
+from panoptile.pipeline.label_cog import Compression
 from panoptile.pipeline.plan import RasterPlan, Unit
 from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.store import Store
@@ -73,7 +74,7 @@ class Products:
     raster: bool = True
     vector: bool = True
     preview: bool = True
-    compression: str = "zstd"
+    compression: Compression = "zstd"
 
 
 def finish_input(

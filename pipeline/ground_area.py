@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from panoptile.pipeline import gdal_env  # noqa: F401  (GDAL's environment, before rasterio)
 from panoptile.pipeline.polygons import Affine, Outlines, sum_ragged
+from panoptile.pipeline.raster_info import RasterInfo
 
 from rasterio.crs import CRS  # isort: skip  (after gdal_env)
 
@@ -46,6 +47,22 @@ def area_rule(crs_wkt: str | None, transform: Affine, *, georeferenced: bool) ->
     if b == 0 and d == 0:
         return lambda outlines: _between_parallels(outlines, transform, radians, radius, eccentricity)
     return lambda outlines: _at_box_middle(outlines, transform, radians, radius, eccentricity)
+
+
+def pixel_area_m2(info: RasterInfo) -> float | None:
+    """Square metres of the pixel in the middle of a raster; None where that is unknown."""
+    rule = area_rule(info.crs_wkt, info.transform, georeferenced=info.georeferenced)
+    if rule is None:
+        return None
+    row, col = info.height // 2, info.width // 2
+    pixel = Outlines(
+        np.array([1], np.uint32),
+        np.array([0, 1]),
+        np.array([False]),
+        np.array([0, 2]),
+        np.array([[col, row], [col + 1, row + 1]], np.int32),
+    )
+    return float(rule(pixel)[0])
 
 
 def _ellipsoid(crs: Any) -> tuple[float, float] | None:

@@ -59,7 +59,7 @@ class RayPool:
         env = {name: str(self._spec.threads) for name in THREAD_VARIABLES} | {"OMP_WAIT_POLICY": "PASSIVE"}
         if self._gpus == 0:
             env["CUDA_VISIBLE_DEVICES"] = ""  # Ray does not hide GPUs from actors that ask for none
-        actor_class = ray.remote(_WorkerActor).options(
+        actor_class: Any = ray.remote(_WorkerActor).options(
             num_gpus=self._gpus,
             num_cpus=1,
             max_restarts=-1,

@@ -92,7 +92,7 @@ class NetworkFactory:
 
 
 class NetworkReplica:
-    """A Segmenter as a replica: the whole fixed batch goes through, the padding's maps are dropped."""
+    """A Segmenter as a replica; the batch's shape is fixed, maps of its padding are not wanted."""
 
     def __init__(self, segmenter: Segmenter) -> None:
         self._segmenter = segmenter
@@ -101,4 +101,4 @@ class NetworkReplica:
         self.fill = segmenter.mean_pixel
 
     def segment(self, batch: TileBatch) -> Sequence[PanopticMap]:
-        return self._segmenter.predict(batch.pixels)[: len(batch.tiles)]
+        return self._segmenter.predict(batch.pixels, count=len(batch.tiles))

@@ -169,7 +169,7 @@ def _components(
     count, component = csgraph.connected_components(graph, directed=False)
     component = component.astype(np.int32, copy=False)
     stuff = ~np.isin(nodes.class_ids, list(thing_class_ids))
-    component[stuff] = count + nodes.class_ids[stuff]
+    component[stuff] = count + nodes.class_ids[stuff].astype(np.int32)
     highest = int(component.max(initial=-1))
     return component, highest + 1
 

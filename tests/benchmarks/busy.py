@@ -48,7 +48,7 @@ def main() -> None:
         print(f"{name}: busy {share:.1%}")
     print(
         f"tiles {metrics['tiles']}  segment {metrics['segment_seconds']:.1f} s"
-        f"  (ideal {metrics['tiles'] * a.milliseconds / 2000:.1f} s)"  # type: ignore[operator]
+        f"  (ideal {metrics['tiles'] * a.milliseconds / 2000:.1f} s)"
         f"  stitch {metrics['stitch_seconds']:.1f} s  publish {metrics['publish_seconds']:.1f} s"
     )
 

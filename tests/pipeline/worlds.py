@@ -68,11 +68,8 @@ def make_world(
                 labels[along, r : r + depth] = next_id
             next_id += 1
     for _ in range(blobs):
-        r, c, radius = (
-            rng.integers(0, height),
-            rng.integers(0, width),
-            rng.integers(2, max(3, min(height, width) // 6)),
-        )
+        r, c = int(rng.integers(0, height)), int(rng.integers(0, width))
+        radius = int(rng.integers(2, max(3, min(height, width) // 6)))
         distance = np.hypot(rows - r, (cols - c) * rng.uniform(0.5, 2))
         ring = rng.random() < 0.3
         labels[(distance < radius) & ((distance > radius * 0.6) | (not ring))] = next_id
