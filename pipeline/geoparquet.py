@@ -68,6 +68,7 @@ _COLUMNS = pa.schema(
 
 _OPTIONS: dict[str, Any] = {
     "version": "2.6",
+    "store_schema": False,  # with Arrow's copy of the schema, pyarrow's readers do not see "geo", which is added last
     "compression": "zstd",
     "compression_level": 9,
     "use_dictionary": ["class_id", "class_name", "source_uri", "merged_from", "part"],
