@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from panoptile.pipeline import gdal_env
 from panoptile.pipeline.inputs import InputError, shown
+from panoptile.pipeline.raster_file import first_line
 from panoptile.pipeline.window import Window
 
 gdal_env.configure()  # before rasterio
@@ -36,8 +37,8 @@ MAX_BYTES = 256 << 20
 _POINTS_AT_ONCE = 32
 """Side of the squares in which pixels are tested one by one."""
 
-_EPSG = re.compile(r"(?:urn:ogc:def:crs:)?EPSG:[\d.]*:?(\d+)", re.IGNORECASE)
-_CRS84 = re.compile(r"(?:urn:ogc:def:crs:)?OGC:[\d.]*:?CRS84", re.IGNORECASE)
+_EPSG = re.compile(r"(?:urn:ogc:def:crs:)?EPSG:(?:[\d.]*:)?(\d+)", re.IGNORECASE)
+_CRS84 = re.compile(r"(?:urn:ogc:def:crs:)?OGC:(?:[\d.]*:)?CRS84", re.IGNORECASE)
 
 
 class AreaOfInterest:
@@ -96,7 +97,7 @@ def read_aoi(
             ]
         shapes = [shapely.make_valid(shapely.from_geojson(json.dumps(g))) for g in geometries]
     except (RasterioError, shapely.errors.ShapelyError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"{name}: the area of interest cannot be used: {e}.") from e
+        raise InputError(f"{name}: the area of interest cannot be used: {first_line(e)}.") from e
     polygons = [p for s in shapes for p in shapely.get_parts(s) if p.geom_type.endswith("Polygon")]
     if not polygons:
         raise InputError(f"{name} holds no polygon: give the area of interest as GeoJSON polygons.")

@@ -17,8 +17,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-MAX_DIRECTORIES = 65_536
-"""More image directories than this in one TIFF are taken for a loop or a bomb."""
+MAX_DIRECTORIES = 4096
+"""More image directories than this in one TIFF are taken for a bomb: they may overlap in a small file."""
+
+MAX_FIELDS = 4096
+"""More fields than this in one directory are taken for garbage."""
 
 ENTRIES_AT_ONCE = 1 << 20
 """Block table entries held in memory at once: 16 MB for offsets and sizes."""
@@ -71,7 +74,7 @@ def what_is_missing(path: str, driver: str) -> str | None:
                 return _jpeg(file)
             return _jpeg2000(file, size)
         except struct.error:
-            return f"its structure breaks off at the end of its {size} bytes"
+            return f"its structure makes no sense within its {size} bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,24 +108,23 @@ def _directories(file: BinaryIO) -> Iterator[dict[int, _Entry]]:
     """The image directories of a TIFF: the image, its overviews and masks."""
     order, big, position = _tiff_header(file)
     count_code, entry_code, offset_code = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
-    entry_bytes = 20 if big else 12
     seen: set[int] = set()
     while position and position not in seen:
         seen.add(position)
         file.seek(position)
         (count,) = _unpack(file, order + count_code)
-        table = position + struct.calcsize(order + count_code)
+        if count > MAX_FIELDS:
+            raise struct.error
+        table, entry_bytes = file.tell(), struct.calcsize(order + entry_code)
+        fields = file.read(count * entry_bytes)
         directory: dict[int, _Entry] = {}
-        for i in range(min(count, 4096)):
-            file.seek(table + i * entry_bytes)
-            tag, kind, values, inline = _unpack(file, order + entry_code)
+        for i, (tag, kind, values, inline) in enumerate(struct.iter_unpack(order + entry_code, fields)):
             at = table + (i + 1) * entry_bytes - len(inline)
             if values * _TYPE_BYTES.get(kind, 0) > len(inline):
                 (at,) = struct.unpack(order + offset_code, inline)
             directory[tag] = _Entry(kind, values, at)
-        yield directory
-        file.seek(table + count * entry_bytes)
         (position,) = _unpack(file, order + offset_code)
+        yield directory
 
 
 def _tiff_header(file: BinaryIO) -> tuple[str, bool, int]:

@@ -72,7 +72,7 @@ def open_raster(uri: str) -> rasterio.DatasetReader:
         # a shared handle would be used by several threads at once.
         dataset = rasterio.open(Path(uri), driver=driver, sharing=False)
     except RasterioError as e:
-        raise InputError(f"{shown(uri)} cannot be opened as {driver}: {_first_line(e)}.") from e
+        raise InputError(f"{shown(uri)} cannot be opened as {driver}: {first_line(e)}.") from e
     # GDAL follows this item wherever it points when overviews or the file list are asked for, and a TIFF
     # can hold it inside itself, where switching side files off does not help.
     if dataset.tags(ns="OVERVIEWS"):
@@ -103,7 +103,7 @@ def read_error(uri: str, window: Window, error: Exception) -> RasterReadError:
     """The error that tells which part of which file is broken."""
     return RasterReadError(
         f"{shown(uri)}: cannot read rows {window.row}-{window.stop_row - 1}, columns {window.col}-"
-        f"{window.stop_col - 1}: {_first_line(error)}; the file is truncated or damaged there."
+        f"{window.stop_col - 1}: {first_line(error)}; the file is truncated or damaged there."
     )
 
 
@@ -173,7 +173,7 @@ def _item_bytes(dtype: str) -> int:
         return 8
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of GDAL's message, which is often in the cause, without its full stop."""
     cause = error.__cause__ if isinstance(error, RasterioIOError) and error.__cause__ else error
     return str(cause).strip().splitlines()[0].rstrip(".") if str(cause).strip() else type(cause).__name__

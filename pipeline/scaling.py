@@ -87,8 +87,10 @@ def to_uint8(
     work = np.where(valid, values, 0).astype(np.float64)
     if scale is not None:
         low, high = scale
-        work -= low
-        work *= 255.0 / (high - low)
+        with np.errstate(over="ignore"):  # beyond float64 is beyond the range too: cut off below
+            work -= low
+            work *= 255.0
+        work /= high - low
     np.clip(work, 0, 255, out=work)
     np.rint(work, out=work)
     pixels: NDArray[np.uint8] = work.astype(np.uint8)
@@ -113,8 +115,9 @@ def sample_windows(
     block_h = min(max(block_h, 1), max(1, pixels // block_w))
     grid_rows, grid_cols = -(-height // block_h), -(-width // block_w)
     count = max(1, pixels // (block_h * block_w))
-    across = min(grid_cols, max(1, round(math.sqrt(count * grid_cols / grid_rows))))
-    down = min(grid_rows, max(1, count // across))
+    across = min(grid_cols, count, max(1, round(math.sqrt(count * grid_cols / grid_rows))))
+    down = min(grid_rows, count // across)
+    across = min(grid_cols, count // down)
     for i in range(down):
         row = (2 * i + 1) * grid_rows // (2 * down) * block_h
         for j in range(across):

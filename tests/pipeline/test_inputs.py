@@ -1,0 +1,102 @@
+"""From sources to files and keys."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from panoptile.pipeline.inputs import InputError, find_inputs, output_key
+
+
+def touch(folder: Path, *names: str) -> list[str]:
+    for name in names:
+        (folder / name).touch()
+    return [str(folder / name) for name in names]
+
+
+def test_a_directory_gives_its_rasters_sorted_and_nothing_else(tmp_path: Path) -> None:
+    """Other files, hidden files and sub-directories are left out; endings count in any case."""
+    b, a = touch(tmp_path, "b.tif", "a.JP2")
+    touch(tmp_path, "a.JP2.aux.xml", "._b.tif", "readme.md")
+    (tmp_path / "inner.tif").mkdir()
+    assert find_inputs([str(tmp_path)]) == [a, b]
+
+
+def test_the_order_of_sources_is_kept_and_a_file_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file named by path, relative path, link, URL and glob is one input."""
+    a, b = touch(tmp_path, "a.tif", "b.tif")
+    (tmp_path / "link.tif").symlink_to(a)
+    monkeypatch.chdir(tmp_path)
+    assert find_inputs([b, "a.tif", a, "link.tif", f"file://{a}", "*.tif", str(tmp_path)]) == [b, a]
+
+
+def test_a_name_with_glob_characters_is_a_file_first(tmp_path: Path) -> None:
+    """scene[1].tif is itself where it exists."""
+    (path,) = touch(tmp_path, "scene[1].tif")
+    assert find_inputs([path]) == [path]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("missing.tif", "does not exist"),
+        ("*.tif", "No file matches"),
+        ("empty", "holds no raster"),
+        ("", "not a path"),
+        ("a\0b.tif", "not a path"),
+        ("https://example.org/a.tif", "only local files"),
+        ("/vsicurl/http://127.0.0.1/a.tif", "only local files"),
+        ("vrt:///etc/passwd", "only local files"),
+        ("GTIFF_DIR:1:a.tif", "does not exist"),
+    ],
+)
+def test_a_source_that_names_nothing_is_told_in_one_sentence(
+    source: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names the source and says what is wrong."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=words) as caught:
+        find_inputs([source])
+    assert "\n" not in str(caught.value)
+
+
+def test_no_source_at_all_is_an_error() -> None:
+    """An empty list does not succeed silently."""
+    with pytest.raises(InputError, match="No input"):
+        find_inputs([])
+
+
+HOSTILE = [
+    "../../etc/passwd", "/abs/../x.tif", "a\nb.tif", "\u202egnp.tif", "-rf.tif", ".hidden.tif", "x" * 300 + ".tif",
+    "%2e%2e%2f.tif", "...", " ", "é€.tif", "a;rm -rf.tif", "<script>.tif", "=cmd|' /C calc'!A0.tif", "con.tif", "~",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_name_gives_a_harmless_key(name: str) -> None:
+    """Keys are short, ASCII, one path component, and never start with a dot or dash."""
+    key, stem = output_key(name)
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}-[0-9a-f]{10}", key), key
+    assert key.startswith(stem + "-")
+
+
+@given(st.lists(st.text(st.characters(blacklist_characters="\0"), min_size=1), unique=True, max_size=20))
+def test_keys_of_different_files_differ(names: list[str]) -> None:
+    """The hash tells apart what sanitising makes equal."""
+    keys = {output_key(f"s3://bucket/{name}")[0] for name in names}
+    assert len(keys) == len(names)
+
+
+def test_the_key_does_not_depend_on_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative name and the absolute one are the same input."""
+    monkeypatch.chdir(tmp_path)
+    assert output_key("a.tif") == output_key(str(tmp_path / "a.tif"))
