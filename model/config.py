@@ -1,7 +1,8 @@
 """The configuration of a Mask2Former: the documented field names and defaults, read from and written to JSON.
 
 Unusual: ``decoder_layers`` counts the prediction on the raw queries too, so 10 means 9 layers (as in the public
-checkpoints). The backbone's part stays a plain dict, because each backbone has its own fields.
+checkpoints). The backbone's part stays a plain dict, because each backbone has its own fields. The constructor is
+written by hand, because the documented one also takes aliases and counts (``hidden_size``, ``num_labels``).
 """
 
 from __future__ import annotations
@@ -28,16 +29,22 @@ _STRIDES = (4, 8, 16, 32)
 
 # Written by other programs, without effect on what the network computes.
 _IRRELEVANT = frozenset(
-    """architectures transformers_version torch_dtype dtype label2id model_type problem_type hidden_size
-    num_hidden_layers backbone use_timm_backbone use_pretrained_backbone backbone_kwargs enforce_input_proj
-    return_dict output_attentions output_hidden_states is_encoder_decoder chunk_size_feed_forward
+    """architectures transformers_version torch_dtype dtype model_type problem_type backbone use_timm_backbone
+    use_pretrained_backbone backbone_kwargs enforce_input_proj is_encoder_decoder chunk_size_feed_forward
     _name_or_path""".split()  # noqa: SIM905 (a list literal would be one name a line)
 )
+_ALIASES = {"hidden_size": "hidden_dim", "num_hidden_layers": "decoder_layers"}
+CONFIG_NAME = "config.json"
 
 
-@dataclass(kw_only=True)
+@dataclass(init=False)
 class Mask2FormerConfig:
-    """All that is needed to build the network; the rest of the package treats it as immutable."""
+    """All that is needed to build the network; the rest of the package treats it as immutable.
+
+    The constructor takes the fields below by keyword, ``hidden_size`` and ``num_hidden_layers`` as other names of two
+    of them, and ``num_labels`` or ``label2id`` in place of ``id2label``. Keys that we do not know are ignored and
+    logged, a null means the default. Raises ``ValueError`` for what cannot be built.
+    """
 
     backbone_config: dict[str, Any] = field(default_factory=lambda: dict(_SWIN_DEFAULTS))
     """``model_type`` (swin, resnet, efficientnet_lite0) and that backbone's own fields."""
@@ -76,13 +83,38 @@ class Mask2FormerConfig:
     use_auxiliary_loss: bool = True
     feature_strides: tuple[int, ...] = _STRIDES
     output_auxiliary_logits: bool | None = None
+    """Whether outputs hold the logits of all layers, where the call does not say; null means no."""
+    output_hidden_states: bool = False
+    """The same for the hidden states."""
+    output_attentions: bool = False
+    """The same for the weights of the decoder's self attention."""
+    return_dict: bool = True
+    """Whether the network returns an output with names, where the call does not say; else a tuple."""
     id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
     """Class names by label id 0…K-1; the no-object class K is not among them."""
     panoptile: dict[str, Any] | None = None
     """Our own block: ``task``, ``thing_label_ids``, ``gsd_m`` (metres per pixel of the training images)."""
 
-    def __post_init__(self) -> None:
-        self.backbone_config = dict(self.backbone_config)
+    def __init__(self, **values: Any) -> None:
+        known = {f.name: f for f in fields(self)}
+        given = {_ALIASES.get(k, k): v for k, v in values.items()}
+        names = _label_names(
+            given.pop("num_labels", None), given.pop("label2id", None), given.get("id2label")
+        )
+        if names is not None:
+            given["id2label"] = names
+        unknown = sorted(set(given) - set(known) - _IRRELEVANT)
+        if unknown:
+            log.info("Ignored %d unknown keys of the configuration: %s.", len(unknown), ", ".join(unknown))
+        for name, f in known.items():
+            default = f.default if f.default_factory is MISSING else f.default_factory()
+            value = given.get(name, default)
+            setattr(self, name, default if value is None else value)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Bring what was given into its final form, and check it."""
+        self.backbone_config = _as_dict(self.backbone_config)
         if self.backbone_config.get("model_type", "swin") == "swin":
             self.backbone_config = _SWIN_DEFAULTS | self.backbone_config
         self.feature_strides = tuple(self.feature_strides)
@@ -120,6 +152,21 @@ class Mask2FormerConfig:
         return len(self.id2label)
 
     @property
+    def label2id(self) -> dict[str, int]:
+        """Label id by class name; of equal names the last one."""
+        return {name: i for i, name in self.id2label.items()}
+
+    @property
+    def hidden_size(self) -> int:
+        """Another name of ``hidden_dim``."""
+        return self.hidden_dim
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Another name of ``decoder_layers``."""
+        return self.decoder_layers
+
+    @property
     def backbone_type(self) -> str:
         return str(self.backbone_config.get("model_type", "swin"))
 
@@ -137,33 +184,45 @@ class Mask2FormerConfig:
         kind = values.get("model_type", "mask2former")
         if kind != "mask2former":
             raise ValueError(f"Expected the configuration of a mask2former, got model_type {kind!r}.")
-        known = {f.name: f for f in fields(cls)}
-        unknown = sorted(set(values) - set(known) - _IRRELEVANT - {"num_labels"})
-        if unknown:
-            log.info("Ignored %d unknown keys of the configuration: %s.", len(unknown), ", ".join(unknown))
-        kept = {k: v for k, v in values.items() if k in known and not _is_unset(v, known[k].default)}
-        if "id2label" not in kept and "num_labels" in values:
-            kept["id2label"] = {i: f"LABEL_{i}" for i in range(int(values["num_labels"]))}
-        return cls(**kept)
+        return cls(**values)
 
     @classmethod
-    def from_json_file(cls, path: str | Path) -> Mask2FormerConfig:
-        """Read ``config.json``; raises ``ValueError`` naming the file if it cannot be used."""
+    def from_json_file(cls, path: str | Path, **changes: Any) -> Mask2FormerConfig:
+        """Read ``config.json``; ``changes`` override its fields. ``ValueError`` names a file that cannot be used."""
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:
             raise ValueError(f"Cannot read the model configuration {path}: {e}.") from e
         try:
-            return cls.from_dict(values)
+            return cls.from_dict(_changed(values, changes))
         except (AttributeError, TypeError, ValueError) as e:
             raise ValueError(f"The model configuration {path} cannot be used: {e}") from e
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **changes: Any) -> Mask2FormerConfig:
+        """Read the configuration of a folder or of a model on the hub; ``changes`` override its fields.
+
+        The keywords ``cache_dir``, ``force_download``, ``local_files_only``, ``token``, ``revision`` and ``subfolder``
+        are for the hub, see :func:`panoptile.model.hub.resolve_folder`.
+        """
+        from panoptile.model.hub import resolve_folder, split_hub_options
+
+        options, changes = split_hub_options(changes)
+        folder = resolve_folder(source, files=(CONFIG_NAME,), **options)
+        return cls.from_json_file(folder / CONFIG_NAME, **changes)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json``; the folder is made if it is missing."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        (target / CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``config.json``, as the public checkpoints have it."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         values["feature_strides"] = list(self.feature_strides)
         values["id2label"] = {str(k): v for k, v in self.id2label.items()}
-        values["label2id"] = {v: k for k, v in self.id2label.items()}
+        values["label2id"] = self.label2id
         values["architectures"] = ["Mask2FormerForUniversalSegmentation"]
         values["model_type"] = "mask2former"
         if self.panoptile is None:
@@ -171,6 +230,26 @@ class Mask2FormerConfig:
         return dict(sorted(values.items()))
 
 
-def _is_unset(value: Any, default: Any) -> bool:
-    """A null in the file means "the default", unless null is a value of that field."""
-    return value is None and (default is MISSING or default is not None)
+def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a file with a caller's changes; new labels replace the old ones under all their names."""
+    labels = {"num_labels", "id2label", "label2id"}
+    replaced = labels if labels & set(changes) else set()
+    return {k: v for k, v in values.items() if k not in replaced} | dict(changes)
+
+
+def _label_names(
+    count: int | None, label2id: Mapping[str, int] | None, id2label: Mapping[Any, str] | None
+) -> dict[int, str] | None:
+    """Class names by label id from whichever is given; numbers alone give placeholders."""
+    if id2label is None and label2id is not None:
+        id2label = {i: name for name, i in label2id.items()}
+    if id2label is None:
+        return None if count is None else {i: f"LABEL_{i}" for i in range(int(count))}
+    if count is not None and len(id2label) != count:
+        raise ValueError(f"num_labels is {count}, but id2label or label2id names {len(id2label)} classes.")
+    return {int(i): str(name) for i, name in id2label.items()}
+
+
+def _as_dict(backbone: Any) -> dict[str, Any]:
+    """A backbone's configuration as a plain dict; objects with ``to_dict`` (such as transformers') are accepted."""
+    return dict(backbone.to_dict() if hasattr(backbone, "to_dict") else backbone)

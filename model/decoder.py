@@ -28,6 +28,8 @@ class DecoderStates:
     """(B, Q, C) states, before the shared final norm."""
     normed: list[Tensor]
     """(B, Q, C) layer-normed states: the input of both heads, and the embedding of a query for tracking."""
+    attentions: list[Tensor] | None = None
+    """(B, h, Q, Q) weights of each layer's self attention, where they were asked for."""
 
 
 class TransformerModule(nn.Module):
@@ -51,7 +53,12 @@ class TransformerModule(nn.Module):
                 nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
 
     def forward(
-        self, levels: list[Tensor], features_BCHW: Tensor, mask_projection: nn.Conv2d
+        self,
+        levels: list[Tensor],
+        features_BCHW: Tensor,
+        mask_projection: nn.Conv2d,
+        *,
+        attentions: bool = False,
     ) -> DecoderStates:
         """``levels`` 1/32, 1/16, 1/8, and the stride-4 features before ``mask_projection``."""
         values, keys = [], []
@@ -66,7 +73,9 @@ class TransformerModule(nn.Module):
         heads = [MaskHead.folded(mask_projection, features) for features in pooled]
         batch = features_BCHW.shape[0]
         queries = self.queries_features.weight.expand(batch, -1, -1)
-        states: DecoderStates = self.decoder(queries, self.queries_embedder.weight, keys, values, heads)
+        states: DecoderStates = self.decoder(
+            queries, self.queries_embedder.weight, keys, values, heads, attentions=attentions
+        )
         return states
 
 
@@ -109,15 +118,18 @@ class MaskedAttentionDecoder(nn.Module):
         keys: list[Tensor],
         values: list[Tensor],
         pooled_heads: list[MaskHead],
+        *,
+        attentions: bool = False,
     ) -> DecoderStates:
+        collected: list[Tensor] | None = [] if attentions else None
         hidden, normed = [queries_BQC], [self.layernorm(queries_BQC)]
         for i, layer in enumerate(self.layers):
             level = i % LEVELS
             with torch.no_grad():
                 attend = self.attention_mask(normed[-1], pooled_heads[level])
-            hidden.append(layer(hidden[-1], query_position_QC, keys[level], values[level], attend))
+            hidden.append(layer(hidden[-1], query_position_QC, keys[level], values[level], attend, collected))
             normed.append(self.layernorm(hidden[-1]))
-        return DecoderStates(hidden, normed)
+        return DecoderStates(hidden, normed, collected)
 
     def mask_embedding(self, normed_BQC: Tensor) -> Tensor:
         """(B, Q, mask_feature_size)."""
@@ -155,14 +167,23 @@ class DecoderLayer(nn.Module):
                 nn.init.xavier_uniform_(parameter, gain=config.init_xavier_std)
 
     def forward(
-        self, x_BQC: Tensor, position_QC: Tensor, key: Tensor, value: Tensor, attend: Tensor
+        self,
+        x_BQC: Tensor,
+        position_QC: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attend: Tensor,
+        attentions: list[Tensor] | None = None,
     ) -> Tensor:
-        """``key`` = value + position (B, S, C); ``attend`` (B, 1, Q, S), True where the query may look."""
+        """``key`` = value + position (B, S, C); ``attend`` (B, 1, Q, S), True where the query may look.
+
+        The weights of the self attention are appended to ``attentions``, if there is such a list.
+        """
         y = self._before(self.cross_attn_layer_norm, x_BQC)
         y = self.dropout(self.cross_attn(y + position_QC, key, value, attend))
         x_BQC = self._after(self.cross_attn_layer_norm, x_BQC + y)
         y = self._before(self.self_attn_layer_norm, x_BQC)
-        y = self.dropout(self.self_attn(y, position_QC))
+        y = self.dropout(self.self_attn(y, position_QC, attentions))
         x_BQC = self._after(self.self_attn_layer_norm, x_BQC + y)
         y = self._before(self.final_layer_norm, x_BQC)
         y = self.dropout(self.fc2(self.activation(self.fc1(y))))
@@ -207,9 +228,11 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, attentions: list[Tensor] | None = None) -> Tensor:
         placed = x + position
         q, k, v = self.q_proj(placed), self.k_proj(placed), self.v_proj(x)
+        if attentions is not None:  # beside the fast attention, which never holds them
+            attentions.append(attention_weights(q, k, self.heads))
         out: Tensor = self.out_proj(
             attention(q, k, v, self.heads, None, self.dropout if self.training else 0.0)
         )
@@ -233,6 +256,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, attend: Tensor | None
     q, k, v = (torch.unflatten(x, -1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, dropout_p=dropout)
     return out.transpose(1, 2).flatten(2)
+
+
+def attention_weights(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """(B, h, Q, S) softmax weights with which projected (B, Q, C) attend to (B, S, C), before any dropout."""
+    q, k = (torch.unflatten(x, -1, (heads, -1)).transpose(1, 2) for x in (q, k))
+    logits: Tensor = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return logits.softmax(-1)
 
 
 def pool_features(features_BCHW: Tensor, size: tuple[int, int]) -> Tensor:

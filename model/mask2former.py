@@ -1,49 +1,40 @@
 """Mask2Former (Cheng et al., 2022): backbone, pixel decoder, masked-attention decoder, class and mask heads.
 
 Unusual: modules are named so that ``state_dict`` holds the keys of the public checkpoints. Masks at stride 4 are built
-once, for the last layer, unless auxiliary logits are asked for.
+once, for the last layer, unless the loss or auxiliary logits are asked for.
 
-Letters: B batch, Q queries, K classes, C channels, H W pixels of the input.
+Letters: B batch, Q queries, K classes, C channels, H W pixels of the input, N objects of an image.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from panoptile.model.config import Mask2FormerConfig
 from panoptile.model.decoder import DecoderStates, MaskHead, TransformerModule
+from panoptile.model.outputs import (
+    Mask2FormerForUniversalSegmentationOutput,
+    Mask2FormerModelOutput,
+    Pending,
+)
 from panoptile.model.pixel_decoder import PixelDecoder
+from panoptile.model.pretrained import PretrainedNetwork
 
 
-@dataclass
-class Mask2FormerForUniversalSegmentationOutput:
-    """Logits and, where asked for, the states behind them."""
+class NetworkStates(NamedTuple):
+    """What the network computes before its heads."""
 
-    class_queries_logits: Tensor
-    """(B, Q, K + 1); the last class is "no object"."""
-    masks_queries_logits: Tensor
-    """(B, Q, ⌈H/4⌉, ⌈W/4⌉)."""
-    transformer_decoder_last_hidden_state: Tensor
-    """(B, Q, hidden_dim) of the last layer."""
-    encoder_last_hidden_state: Tensor
-    """(B, C4, ⌈H/32⌉, ⌈W/32⌉), the backbone's last map."""
-    auxiliary_logits: list[dict[str, Tensor]] | None = None
-    """The two logits above of each earlier layer, the raw queries first."""
-    pixel_decoder_last_hidden_state: Tensor | None = None
-    """(B, mask_feature_size, ⌈H/4⌉, ⌈W/4⌉) mask features."""
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    """The backbone's four maps."""
-    pixel_decoder_hidden_states: tuple[Tensor, ...] | None = None
-    """Levels at strides 32, 16, 8."""
-    transformer_decoder_hidden_states: tuple[Tensor, ...] | None = None
-    """(Q, B, hidden_dim) after each layer, the raw queries first."""
-    transformer_decoder_intermediate_states: tuple[Tensor, ...] | None = None
-    """The same, layer-normed."""
+    decoder: DecoderStates
+    mask_head: MaskHead
+    """At stride 4."""
+    maps: list[Tensor]
+    """The backbone's, at strides 4, 8, 16, 32."""
+    levels: list[Tensor]
+    """The pixel decoder's, at strides 32, 16, 8."""
 
 
 class PixelLevelModule(nn.Module):
@@ -55,106 +46,169 @@ class PixelLevelModule(nn.Module):
         self.decoder = PixelDecoder(config, self.encoder.channels)  # type: ignore[arg-type]
 
 
-class Mask2FormerModel(nn.Module):
+class Mask2FormerModel(PretrainedNetwork):
     """The network without its class head."""
 
+    key_prefix = "model."
+
     def __init__(self, config: Mask2FormerConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.pixel_level_module = PixelLevelModule(config)
         self.transformer_module = TransformerModule(config)
 
-    def forward(self, pixel_values: Tensor) -> tuple[DecoderStates, MaskHead, list[Tensor], list[Tensor]]:
-        """Decoder states, the mask head at stride 4, the backbone's maps, the pixel decoder's levels."""
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Mask2FormerModelOutput | tuple[Any, ...]:
+        """States for ``pixel_values`` (B, C, H, W), normalised, any size.
+
+        ``pixel_mask`` is accepted because callers pass it; this network, like the paper's, does not use it. The other
+        arguments default to the configuration's fields of the same name.
+        """
+        config = self.config
+        states = self.states(pixel_values, attentions=_chosen(output_attentions, config.output_attentions))
+        output = Mask2FormerModelOutput(
+            **self.common_fields(states, _chosen(output_hidden_states, config.output_hidden_states)),
+            masks_queries_logits=Pending(lambda: tuple(map(self.mask_logits(states), states.decoder.normed))),
+        )
+        if _chosen(output_hidden_states, config.output_hidden_states):
+            output.transformer_decoder_intermediate_states = tuple(
+                x.transpose(0, 1) for x in states.decoder.normed
+            )
+        return output if _chosen(return_dict, config.return_dict) else output.to_tuple()
+
+    def states(self, pixels_BCHW: Tensor, *, attentions: bool = False) -> NetworkStates:
+        """All but the heads: what both networks' outputs are made from."""
+        if pixels_BCHW.ndim != 4 or pixels_BCHW.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"Expected images of shape (B, {self.config.num_channels}, H, W), got {tuple(pixels_BCHW.shape)}."
+            )
         pixel_decoder = self.pixel_level_module.decoder
-        maps: list[Tensor] = self.pixel_level_module.encoder(pixel_values)
+        maps: list[Tensor] = self.pixel_level_module.encoder(pixels_BCHW)
         features, levels = pixel_decoder(maps)
-        states = self.transformer_module(levels, features, pixel_decoder.mask_projection)
-        return states, MaskHead.folded(pixel_decoder.mask_projection, features), maps, levels
+        decoder = self.transformer_module(
+            levels, features, pixel_decoder.mask_projection, attentions=attentions
+        )
+        return NetworkStates(decoder, MaskHead.folded(pixel_decoder.mask_projection, features), maps, levels)
+
+    def mask_logits(self, states: NetworkStates) -> Callable[[Tensor], Tensor]:
+        """From layer-normed queries (B, Q, C) to mask logits (B, Q, ⌈H/4⌉, ⌈W/4⌉)."""
+        embed = self.transformer_module.decoder.mask_embedding
+        return lambda normed_BQC: states.mask_head.logits(embed(normed_BQC))
+
+    def common_fields(self, states: NetworkStates, hidden_states: bool) -> dict[str, Any]:
+        """The fields that the outputs of both networks have."""
+        projection = self.pixel_level_module.decoder.mask_projection
+        features = states.mask_head.features_BCHW
+        fields: dict[str, Any] = {
+            "encoder_last_hidden_state": states.maps[-1],
+            "pixel_decoder_last_hidden_state": Pending(lambda: projection(features)),
+            "transformer_decoder_last_hidden_state": states.decoder.hidden[-1],
+        }
+        if states.decoder.attentions is not None:
+            fields["attentions"] = tuple(states.decoder.attentions)
+        if hidden_states:
+            fields["encoder_hidden_states"] = tuple(states.maps)
+            fields["pixel_decoder_hidden_states"] = tuple(states.levels)
+            fields["transformer_decoder_hidden_states"] = tuple(
+                x.transpose(0, 1) for x in states.decoder.hidden
+            )
+        return fields
 
 
-class Mask2FormerForUniversalSegmentation(nn.Module):
+class Mask2FormerForUniversalSegmentation(PretrainedNetwork):
     """The whole network; initialised as in the paper until weights are loaded."""
 
     def __init__(self, config: Mask2FormerConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.model = Mask2FormerModel(config)
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
 
     def forward(
         self,
         pixel_values: Tensor,
+        mask_labels: Sequence[Tensor] | None = None,
+        class_labels: Sequence[Tensor] | None = None,
         pixel_mask: Tensor | None = None,
-        *,
+        output_hidden_states: bool | None = None,
         output_auxiliary_logits: bool | None = None,
-        output_hidden_states: bool = False,
-    ) -> Mask2FormerForUniversalSegmentationOutput:
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Mask2FormerForUniversalSegmentationOutput | tuple[Any, ...]:
         """Predict classes and masks of ``pixel_values`` (B, C, H, W), normalised, any size.
 
-        ``pixel_mask`` is accepted because callers pass it; this network, like the paper's, does not use it.
-        ``output_auxiliary_logits`` defaults to the configuration's value, else to training mode.
+        With ``mask_labels`` (B of (N, H, W), 0 or 1) and ``class_labels`` (B of (N,)) the output has a ``loss``.
+        ``pixel_mask`` is accepted because callers pass it; this network, like the paper's, does not use it. The other
+        arguments default to the configuration's fields of the same name.
         """
-        self._check_pixels(pixel_values)
-        states, mask_head, maps, levels = self.model(pixel_values)
-        if output_auxiliary_logits is None:
-            configured = self.config.output_auxiliary_logits
-            output_auxiliary_logits = self.training if configured is None else configured
-        last = self._predict(states.normed[-1], mask_head)
-        output = Mask2FormerForUniversalSegmentationOutput(
-            class_queries_logits=last["class_queries_logits"],
-            masks_queries_logits=last["masks_queries_logits"],
-            transformer_decoder_last_hidden_state=states.hidden[-1],
-            encoder_last_hidden_state=maps[-1],
+        config = self.config
+        states = self.model.states(
+            pixel_values, attentions=_chosen(output_attentions, config.output_attentions)
         )
-        if output_auxiliary_logits:
-            output.auxiliary_logits = [self._predict(normed, mask_head) for normed in states.normed[:-1]]
-        if output_hidden_states:
-            projection = self.model.pixel_level_module.decoder.mask_projection
-            output.pixel_decoder_last_hidden_state = projection(mask_head.features_BCHW)
-            output.encoder_hidden_states = tuple(maps)
-            output.pixel_decoder_hidden_states = tuple(levels)
-            output.transformer_decoder_hidden_states = tuple(x.transpose(0, 1) for x in states.hidden)
-            output.transformer_decoder_intermediate_states = tuple(x.transpose(0, 1) for x in states.normed)
-        return output
+        output = Mask2FormerForUniversalSegmentationOutput(
+            **self._predict(states, states.decoder.normed[-1]),
+            **self.model.common_fields(states, _chosen(output_hidden_states, config.output_hidden_states)),
+        )
+        labels = (
+            zip(mask_labels, class_labels, strict=True)
+            if mask_labels is not None and class_labels is not None
+            else None
+        )
+        wants_auxiliary = _chosen(output_auxiliary_logits, bool(config.output_auxiliary_logits))
+        layers = [{k: output[k] for k in ("class_queries_logits", "masks_queries_logits")}]
+        if wants_auxiliary or (labels is not None and config.use_auxiliary_loss):
+            layers = [*(self._predict(states, normed) for normed in states.decoder.normed[:-1]), *layers]
+        if wants_auxiliary:
+            output.auxiliary_logits = layers[:-1]
+        if labels is not None:
+            output.loss = self._loss(layers if config.use_auxiliary_loss else layers[-1:], labels)
+        return output if _chosen(return_dict, config.return_dict) else output.to_tuple()
 
-    def _predict(self, normed_BQC: Tensor, mask_head: MaskHead) -> dict[str, Tensor]:
-        embedding = self.model.transformer_module.decoder.mask_embedding(normed_BQC)
+    def _predict(self, states: NetworkStates, normed_BQC: Tensor) -> dict[str, Tensor]:
         return {
             "class_queries_logits": self.class_predictor(normed_BQC),
-            "masks_queries_logits": mask_head.logits(embedding),
+            "masks_queries_logits": self.model.mask_logits(states)(normed_BQC),
         }
 
-    def _check_pixels(self, pixels: Tensor) -> None:
-        if pixels.ndim != 4 or pixels.shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"Expected images of shape (B, {self.config.num_channels}, H, W), got {tuple(pixels.shape)}."
-            )
+    def _loss(self, layers: list[dict[str, Tensor]], labels: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """Weighted sum over ``layers`` of the losses against (masks (N, H, W), classes (N,)) of each image."""
+        from panoptile.model.loss import (
+            ImageTargets,
+            LayerLosses,
+            LossWeights,
+            Mask2FormerCriterion,
+            PointSampling,
+        )
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Mask2FormerForUniversalSegmentation:
-        """Load a checkpoint folder on the CPU, in fp32 and eval mode; ``ValueError`` names what does not fit."""
-        from panoptile.model.weights import read_weights
+        config = self.config
+        criterion = Mask2FormerCriterion(
+            num_labels=config.num_labels,
+            weights=LossWeights(
+                config.class_weight, config.mask_weight, config.dice_weight, config.no_object_weight
+            ),
+            sampling=PointSampling(
+                config.train_num_points, config.oversample_ratio, config.importance_sample_ratio
+            ),
+        ).to(layers[-1]["class_queries_logits"].device)
+        losses: LayerLosses = criterion(
+            [layer["class_queries_logits"] for layer in layers],
+            [layer["masks_queries_logits"] for layer in layers],
+            [ImageTargets(masks, classes) for masks, classes in labels],
+        )
+        return losses.total
 
-        config = Mask2FormerConfig.from_json_file(Path(folder) / "config.json")
-        with torch.device("meta"):  # no time for an initialisation that is overwritten at once
-            model = cls(config)
-        model.load_state_dict(read_weights(folder, model.state_dict()), assign=True)
-        return model.eval()
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``, which transformers loads too (Swin and ResNet)."""
-        from safetensors.torch import save_file
-
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+    def _extra_weights(self) -> dict[str, Tensor]:
         empty_weight = torch.ones(self.config.num_labels + 1)
         empty_weight[-1] = self.config.no_object_weight
-        state["criterion.empty_weight"] = empty_weight  # a buffer of the public checkpoints
-        save_file(state, target / "model.safetensors", metadata={"format": "pt"})
-        text = json.dumps(self.config.to_dict(), indent=2)
-        (target / "config.json").write_text(text + "\n", encoding="utf-8")
+        return {"criterion.empty_weight": empty_weight}  # a buffer of the public checkpoints
+
+
+def _chosen(asked: bool | None, configured: bool) -> bool:
+    return configured if asked is None else asked
 
 
 def build_backbone(config: Mask2FormerConfig) -> nn.Module:
