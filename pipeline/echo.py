@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 
 from panoptile.model.classes import ClassTable
 from panoptile.model.panoptic_map import PanopticMap
-
-# isort: split
-import rasterio
-from rasterio.windows import Window as RasterioWindow
-
+from panoptile.pipeline.raster_file import open_raster
 from panoptile.pipeline.replica import TileBatch
 from panoptile.pipeline.segments import blocks
 from panoptile.pipeline.window import Window
+
+import rasterio  # isort: skip  (after raster_file, which sets GDAL's environment)
+from rasterio.windows import Window as RasterioWindow  # isort: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class EchoFactory:
         if self.classes_path is None:
             return ClassTable.from_names(["thing"], {0})
         highest = 1
-        with rasterio.open(self.classes_path) as src:
+        with open_raster(self.classes_path) as src:
             for w in blocks(src.height, src.width, 2048):
                 values = src.read(1, window=_rasterio(w), masked=True)
                 highest = max(highest, int(values.max()) if values.count() else 1)
@@ -54,11 +53,8 @@ class EchoFactory:
     def check(self, height: int, width: int) -> None:
         """Raise ``ValueError`` unless both rasters have the size of the input."""
         for path in filter(None, (self.labels_path, self.classes_path)):
-            try:
-                with rasterio.open(path) as src:
-                    shape, dtype = (src.height, src.width), np.dtype(src.dtypes[0])
-            except rasterio.errors.RasterioIOError as e:
-                raise ValueError(f"Cannot open the echo raster {path}: {e}.") from e
+            with open_raster(path) as src:
+                shape, dtype = (src.height, src.width), np.dtype(src.dtypes[0])
             if shape != (height, width):
                 raise ValueError(
                     f"The echo raster {path} has {shape[0]}x{shape[1]} pixels, the input {height}x{width}: "
@@ -76,8 +72,8 @@ class EchoReplica:
 
     def __init__(self, factory: EchoFactory) -> None:
         self.classes = factory.class_table()
-        self._labels = rasterio.open(factory.labels_path)
-        self._classes = rasterio.open(factory.classes_path) if factory.classes_path else None
+        self._labels = open_raster(factory.labels_path)
+        self._classes = open_raster(factory.classes_path) if factory.classes_path else None
         self._lock = threading.Lock()
 
     def segment(self, batch: TileBatch) -> Sequence[PanopticMap]:

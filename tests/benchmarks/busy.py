@@ -28,8 +28,12 @@ def main() -> None:
     a = parser.parse_args()
     root = str(Path(__file__).parents[2])
     if not a.local:
+        import os
+
         import ray
 
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        os.environ["RAY_worker_niceness"] = "0"  # as start_ray sets it
         ray.init(
             address="local",
             num_cpus=2,

@@ -64,6 +64,7 @@ def _write(path: Path, bands: NDArray[np.generic]) -> None:
     profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": bands.dtype.name}
     if count == 4:
         profile["photometric"] = "RGB"
+        profile["alpha"] = "YES"
     with rasterio.open(
         path,
         "w",

@@ -14,6 +14,7 @@ from tests.pipeline.worlds import TABLE, World, connected, make_world
 
 from panoptile.pipeline.layout import commit_key
 from panoptile.pipeline.plan import RasterPlan
+from panoptile.pipeline.raster_info import NODATA_ID
 from panoptile.pipeline.store import Store
 
 DEPENDS_ON_TILING = ["tile_ids", "merged_from", "score"]
@@ -45,10 +46,14 @@ def test_tiled_run_equals_one_window_run(
     overlap = 16 + round(share * (tile // 2 - 16))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        files = write_world(make_world(seed, height, width), root / "world")
+        world = make_world(seed, height, width)
+        files = write_world(world, root / "world")
         run(files, root / "tiled", tile=tile, overlap=overlap, batch=batch, workers=workers, shuffle=order)
         run(files, root / "whole", tile=max(height, width), overlap=0)
         _same_result(root / "tiled", root / "whole")
+        segments, classes = arrays(root / "tiled")
+        np.testing.assert_array_equal(segments == NODATA_ID, ~world.valid)
+        np.testing.assert_array_equal(classes, np.where(world.valid, world.classes, 255))
 
 
 def test_published_tree_is_the_same_for_every_batch_worker_count_and_order(tmp_path: Path) -> None:
