@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from panoptile.model.classes import ClassTable, SegmentClass
 from panoptile.pipeline import gdal_env  # noqa: F401  (GDAL's environment, before rasterio)
 from panoptile.pipeline.raster_info import NODATA_ID, RasterInfo
+from panoptile.pipeline.raster_source import RasterSource
 from panoptile.pipeline.window import Window
 
 import rasterio  # isort: skip  (after gdal_env)
@@ -78,16 +80,13 @@ def write_preview(
     """
     if max_side < 480:
         raise ValueError(f"A preview needs at least 480 px a side, got {max_side}.")
-    if photo is None:
-        from panoptile.pipeline.raster_source import RasterSource
-
-        photo = RasterSource(info)
     segment_counts = _segment_counts(classes_tif)
     panel = _Panel(info, classes, segment_counts, max_side)
     height, width = _picture_shape(info, max_side, panel.width)
     labels = _decimated(segments_tif, height, width)
     class_ids = _decimated(classes_tif, height, width)
-    picture = _averaged(photo, info, height, width)
+    with nullcontext(photo) if photo is not None else RasterSource(info) as source:
+        picture = _averaged(source, info, height, width)
     picture[labels == NODATA_ID] = _BLANK
     shares = np.bincount(class_ids[labels != NODATA_ID], minlength=len(classes) + 1)
     times = max(1, min(_SMALL // max(height, width), (max_side - panel.width) // width))
@@ -121,15 +120,20 @@ def _decimated(path: Path, height: int, width: int) -> NDArray[np.unsignedintege
 
 
 def _averaged(photo: Photograph, info: RasterInfo, height: int, width: int) -> Pixels:
-    """(height, width, 3) means of the photograph's valid pixels; cells without any are blank."""
+    """(height, width, 3) means of the photograph's valid pixels; cells without any are blank.
+
+    So are windows that cannot be read: the run has recorded their tiles as failed, and the rest is worth seeing.
+    """
     rows = np.arange(height + 1) * info.height // height
     cols = np.arange(width + 1) * info.width // width
-    picture = np.empty((height, width, 3), np.uint8)
+    picture = np.full((height, width, 3), _BLANK, np.uint8)
     for top, bottom in _runs_of_cells(rows):
         for left, right in _runs_of_cells(cols):
-            tile = photo.read(
-                Window.span(int(rows[top]), int(cols[left]), int(rows[bottom]), int(cols[right]))
-            )
+            window = Window.span(int(rows[top]), int(cols[left]), int(rows[bottom]), int(cols[right]))
+            try:
+                tile = photo.read(window)
+            except OSError:
+                continue
             row_bins, col_bins = rows[top:bottom] - rows[top], cols[left:right] - cols[left]
             seen = _binned(tile.valid.astype(np.uint32), row_bins, col_bins)
             for channel, band in enumerate(_as_rgb(tile.pixels)):

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from numpy.typing import NDArray
 from PIL import Image
+from rasterio.transform import from_origin
 from tests.pipeline.label_arrays import CLASSES, dense, publish, raster_info, voronoi
 
 from panoptile.pipeline.preview import write_preview
 from panoptile.pipeline.raster_info import NODATA_ID
+from panoptile.pipeline.raster_source import inspect_raster
 from panoptile.pipeline.window import Window
 
 
@@ -58,7 +61,7 @@ def draw(
         published.classes_tif,
         CLASSES,
         max_side=max_side,
-        photo=photo,  # type: ignore[arg-type]
+        photo=photo,
     )
     assert photo.largest <= 2048**2
     return np.asarray(Image.open(path))
@@ -83,7 +86,7 @@ def test_classes_are_coloured_and_things_outlined(tmp_path: Path) -> None:
     assert picture.shape[1] > 900  # the legend
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (30, 1200), (1200, 30), (640, 480), (1700, 2300)])
+@pytest.mark.parametrize("shape", [(1, 1), (30, 1200), (1200, 30), (640, 480), (1300, 2100)])
 @pytest.mark.parametrize("max_side", [480, 1024])
 def test_any_shape_fits(tmp_path: Path, shape: tuple[int, int], max_side: int) -> None:
     """The sheet never exceeds the size asked for, legend included, however long, small or large the raster is."""
@@ -101,7 +104,7 @@ def test_the_photograph_is_averaged(tmp_path: Path) -> None:
     photo = CheckeredPhoto()
     write_preview(
         path, info, published.segments_tif, published.classes_tif, CLASSES, max_side=1000, photo=photo
-    )  # type: ignore[arg-type]
+    )
     picture = np.asarray(Image.open(path))
     assert np.abs(picture[100:900, 100:400].astype(int).mean() - 100) < 2
     assert picture[100:900, 100:400].std() < 40
@@ -111,3 +114,43 @@ def test_a_picture_too_small_for_its_legend_is_refused(tmp_path: Path) -> None:
     """Fewer than 480 px a side is an error that says so."""
     with pytest.raises(ValueError, match="at least 480 px a side, got 100"):
         draw(voronoi(1, 50, 50, 9), tmp_path, max_side=100)
+
+
+def test_without_a_photograph_the_input_is_drawn(tmp_path: Path) -> None:
+    """The picture under the colours is the input file, band by band."""
+    red = np.zeros((3, 700, 700), np.uint8)
+    red[0] = 250
+    source = tmp_path / "red.tif"
+    with rasterio.open(
+        source,
+        "w",
+        driver="GTiff",
+        width=700,
+        height=700,
+        count=3,
+        dtype="uint8",
+        transform=from_origin(5, 5, 1, 1),
+    ) as f:
+        f.write(red)
+    info = inspect_raster(str(source), scale="0,255")
+    published = publish(np.zeros((700, 700), np.uint32), tmp_path / "out", info)
+    write_preview(tmp_path / "p.png", info, published.segments_tif, published.classes_tif, CLASSES)
+    assert np.asarray(Image.open(tmp_path / "p.png"))[350, 350].tolist() == [250, 0, 0]
+
+
+def test_unreadable_windows_stay_blank(tmp_path: Path) -> None:
+    """A photograph with a damaged block is drawn where it can be read."""
+
+    class DamagedPhoto(GrayPhoto):
+        def read(self, window: Window) -> Tile:
+            if window.row > 0:
+                raise OSError("block 7 is damaged")
+            return super().read(window)
+
+    info = raster_info(2200, 900)
+    published = publish(np.zeros((2200, 900), np.uint32), tmp_path, info)
+    path = tmp_path / "p.png"
+    write_preview(path, info, published.segments_tif, published.classes_tif, CLASSES, photo=DamagedPhoto())
+    picture = np.asarray(Image.open(path))
+    assert picture[100, 100].tolist() == [128, 128, 128]
+    assert picture[1900, 100].min() > 200
