@@ -7,6 +7,7 @@ checkpoint's folder.
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from dataclasses import dataclass
@@ -15,20 +16,17 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor
 
 from panoptile.model.config import Mask2FormerConfig
-from panoptile.model.decoder import DecoderLayer
 from panoptile.model.efficientnet import (
     PIXEL_MEAN,
     PIXEL_SCALE,
     EfficientNetLite0,
-    coordinate_channels,
     load_imagenet_backbone,
 )
-from panoptile.model.loss import ImageTargets, LossWeights, Mask2FormerCriterion, PointSampling, QueryPlaces
+from panoptile.model.grid_start import grid_places, start_as_grid
+from panoptile.model.loss import ImageTargets, LossWeights, Mask2FormerCriterion, PointSampling, QueryRoles
 from panoptile.model.mask2former import Mask2FormerForUniversalSegmentation
-from panoptile.model.positions import sine_positions
 from panoptile.model.training import OptimiserRecipe, TrainingBatch, TrainingRun, freeze, train
 from panoptile.pipeline.builtin_data import BANEPA_GSD_M, Sources, training_scenes, unpack_sources
 from panoptile.pipeline.training_windows import CLASS_NAMES, THING_LABELS, WindowSampler
@@ -67,15 +65,16 @@ RECIPE = OptimiserRecipe(
     learning_rate=4e-4,
     backbone_factor=0.25,
     clip_norm=0.1,
-    ema_decay=0.998,
-    warmup_steps=150,
+    ema_decay=0.995,
+    warmup_steps=50,
     decay_share=0.3,
 )
 COORDINATE_FREQUENCIES = 5
 """The finest wave has 8 periods a tile: neighbours of 32 px side by side get opposite signs."""
-QUERIES = 100
+GRID_SIDE = 10
+STUFF_LABELS = tuple(i for i in range(len(CLASS_NAMES)) if i not in THING_LABELS)
 PLACE_WEIGHT = 20.0
-"""Matching cost of a distance of one image side; see QueryPlaces."""
+"""Matching cost of a distance of one image side; see QueryRoles."""
 POINTS = 1280
 """Points per mask; the masks of a 256 px window have 4,096 pixels."""
 
@@ -93,9 +92,9 @@ def builtin_config() -> Mask2FormerConfig:
         encoder_feedforward_dim=512,
         dim_feedforward=512,
         encoder_layers=2,
-        decoder_layers=7,
+        decoder_layers=4,
         num_attention_heads=4,
-        num_queries=QUERIES,
+        num_queries=GRID_SIDE**2 + len(STUFF_LABELS),
         train_num_points=POINTS,
         id2label=dict(enumerate(CLASS_NAMES)),
         panoptile={
@@ -115,10 +114,9 @@ def start_run(sources: Sources) -> TrainingRun:
     backbone = model.model.pixel_level_module.encoder
     assert isinstance(backbone, EfficientNetLite0)
     backbone.load_state_dict(load_imagenet_backbone(str(sources.backbone)).state_dict())
-    _queries_as_grid(model)
-    _coordinates_to_the_masks(model)
+    start_as_grid(model, WindowBatches(sources, steps=1)(0).pixels, side=GRID_SIDE)
     # Edges and colours need no relearning, and their maps are the largest: a third of the backward pass.
-    freeze([backbone.stem, backbone.stages[0], backbone.stages[1]])
+    freeze([backbone.stem, backbone.stages[0], backbone.stages[1], backbone.stages[2]])
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     criterion = Mask2FormerCriterion(
         num_labels=config.num_labels,
@@ -126,64 +124,10 @@ def start_run(sources: Sources) -> TrainingRun:
             config.class_weight, config.mask_weight, config.dice_weight, config.no_object_weight
         ),
         sampling=PointSampling(POINTS, config.oversample_ratio, config.importance_sample_ratio),
-        places=QueryPlaces(_grid_places(), PLACE_WEIGHT, frozenset(THING_LABELS)),
+        roles=QueryRoles(grid_places(GRID_SIDE), STUFF_LABELS, PLACE_WEIGHT),
     )
-    return TrainingRun(model, criterion, RECIPE, backbone=backbone)
-
-
-def _grid_places() -> Tensor:
-    """Middles (Q, 2) of the cells of a square grid, in the order of the queries; x first, 0…1."""
-    side = _grid_side()
-    middles = (torch.arange(side) + 0.5) / side
-    y, x = torch.meshgrid(middles, middles, indexing="ij")
-    return torch.stack([x.flatten(), y.flatten()], dim=1)
-
-
-def _grid_side() -> int:
-    side = round(QUERIES**0.5)
-    if side * side != QUERIES:
-        raise ValueError(f"A grid needs a square number of queries, got {QUERIES}.")
-    return side
-
-
-@torch.no_grad()
-def _coordinates_to_the_masks(model: Mask2FormerForUniversalSegmentation) -> None:
-    """Start the pixel decoder's last step so that the coordinates reach the mask features undiluted, in both signs.
-
-    The last channels of its two convolutions copy them at the start; a random start drowns them among the colours,
-    and a short training does not dig them out.
-    """
-    decoder = model.model.pixel_level_module.decoder
-    lateral, output = decoder.adapter_1, decoder.layer_1
-    places = 4 * COORDINATE_FREQUENCIES
-    first = lateral[0].out_channels - 2 * places
-    lateral[0].weight[first:] = 0.0
-    for i in range(places):
-        source = lateral[0].in_channels - places + i
-        lateral[0].weight[first + i, source] = 1.0
-        lateral[0].weight[first + places + i, source] = -1.0
-    lateral[1].weight[first:] = 3.0  # against the features of the coarser levels, which are added next
-    output[0].weight[first:] = 0.0
-    output[0].weight[range(first, first + 2 * places), range(first, first + 2 * places), 1, 1] = 1.0
-
-
-@torch.no_grad()
-def _queries_as_grid(model: Mask2FormerForUniversalSegmentation) -> None:
-    """Start the queries as a grid of places, each looking around its own.
-
-    A query's position has the code of the pixels', and equal projections of both make their product fall off with
-    the distance; its features hold the code of the coordinate channels, from which masks are made. Nothing but the
-    random start differs from the paper.
-    """
-    side, width, transformer = _grid_side(), model.config.hidden_dim, model.model.transformer_module
-    transformer.queries_embedder.weight.copy_(sine_positions(side, side, width, torch.device("cpu")))
-    place_CQ = coordinate_channels(side, side, COORDINATE_FREQUENCIES).flatten(1)
-    features_QC = transformer.queries_features.weight.mul_(0.1)
-    features_QC[:, : len(place_CQ)] += place_CQ.T
-    for layer in transformer.decoder.layers:
-        assert isinstance(layer, DecoderLayer)
-        projections = layer.cross_attn.in_proj_weight
-        projections[:width].copy_(projections[width : 2 * width])
+    forward = functools.partial(model, output_auxiliary_logits=True)  # every layer learns
+    return TrainingRun(model, criterion, RECIPE, backbone=backbone, forward=forward)
 
 
 def phase_of_step(step: int, steps: int) -> int:

@@ -88,9 +88,15 @@ class InvertedBottleneck(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The backbone; ``config`` is the checkpoint's ``backbone_config`` and may hold ``model_type`` alone."""
+    """The backbone; ``config`` is the checkpoint's ``backbone_config`` and may hold ``model_type`` alone.
 
-    channels = (24, 40, 112, 320)
+    Its one option is ``coordinate_frequencies``, by default 0: with ``n``, each map gets ``4 n`` channels more that
+    tell a pixel's place (see :func:`coordinate_channels`). Masks are products of query and pixel features, and
+    without them look-alike neighbours are told apart only by what leaks in from the image's border; with them a
+    short training separates objects much earlier (as CoordConv in SOLO: Wang et al., 2020).
+    """
+
+    channels: tuple[int, int, int, int] = (24, 40, 112, 320)
     """Channels of the four maps, finest first."""
     strides = (4, 8, 16, 32)
 
@@ -103,6 +109,9 @@ class EfficientNetLite0(nn.Module):
             SameConv2d(3, _STEM_CHANNELS, 3, stride=2), _norm(_STEM_CHANNELS), nn.ReLU6(inplace=True)
         )
         self.stages = nn.ModuleList()
+        self.coordinate_frequencies = int((config or {}).get("coordinate_frequencies", 0))
+        fine, middle, coarse, coarsest = (c + 4 * self.coordinate_frequencies for c in type(self).channels)
+        self.channels = (fine, middle, coarse, coarsest)
         inputs = _STEM_CHANNELS
         for stage in _STAGES:
             blocks = nn.Sequential()
@@ -123,7 +132,14 @@ class EfficientNetLite0(nn.Module):
             x_BCHW = stage(x_BCHW)
             if i in _TAPPED_STAGES:
                 maps.append(x_BCHW)
+        if self.coordinate_frequencies:
+            maps = [self._with_coordinates(x_BCHW) for x_BCHW in maps]
         return maps
+
+    def _with_coordinates(self, x_BCHW: Tensor) -> Tensor:
+        batch, _, height, width = x_BCHW.shape
+        place_CHW = coordinate_channels(height, width, self.coordinate_frequencies).to(x_BCHW)
+        return torch.cat([x_BCHW, place_CHW[None].expand(batch, -1, -1, -1)], dim=1)
 
     def train(self, mode: bool = True) -> EfficientNetLite0:
         """Switch the training mode, but keep every batch norm on its running statistics."""
@@ -132,6 +148,15 @@ class EfficientNetLite0(nn.Module):
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
+
+
+def coordinate_channels(height: int, width: int, frequencies: int) -> Tensor:
+    """Sines and cosines of ``2^k π y`` and ``2^k π x``, k from 0, with y and x in 0…1: (4·frequencies, H, W)."""
+    waves = torch.pi * 2.0 ** torch.arange(frequencies)[:, None]
+    y_FH, x_FW = (waves * ((torch.arange(n) + 0.5) / n) for n in (height, width))
+    rows = torch.cat([y_FH.sin(), y_FH.cos()])[:, :, None].expand(-1, -1, width)
+    cols = torch.cat([x_FW.sin(), x_FW.cos()])[:, None, :].expand(-1, height, -1)
+    return torch.cat([rows, cols])
 
 
 _BLOCK_KEY = re.compile(r"_blocks\.(\d+)\._(expand_conv|bn0|depthwise_conv|bn1|project_conv|bn2)\.(.+)")

@@ -90,6 +90,40 @@ class LayerLosses:
         return (weights.classes * self.classes + weights.mask * self.mask + weights.dice * self.dice).sum()
 
 
+@dataclass(frozen=True, slots=True)
+class QueryRoles:
+    """Ties queries to places, or to a stuff class, so that an object meets the same query in each step.
+
+    Matches that jump between look-alike queries are what makes the first thousands of steps of a set predictor slow
+    (Li et al., "DN-DETR", 2022). The tie is a term of the matching cost alone: no loss, and nothing at inference.
+    """
+
+    places_P2: Tensor
+    """Places (P, 2) of the first P queries, 0…1, x first."""
+    stuff: tuple[int, ...]
+    """Label ids of the queries after these, one each."""
+    weight: float
+    """Cost of a distance of the image's side between a query's place and the middle of its object."""
+
+    def costs(self, targets: ImageTargets, *, queries: int) -> Tensor:
+        """Cost (Q, N) of each pair of a query and an object."""
+        height, width = targets.masks.shape[1:]
+        masks_NHW = targets.masks.float()
+        device = masks_NHW.device
+        areas_N = masks_NHW.sum(dim=(1, 2)).clamp(min=1)
+        x_N = (masks_NHW.sum(dim=1) @ ((torch.arange(width, device=device) + 0.5) / width)) / areas_N
+        y_N = (masks_NHW.sum(dim=2) @ ((torch.arange(height, device=device) + 0.5) / height)) / areas_N
+        foreign = 2.0 * self.weight  # more than any distance
+        costs_QN = torch.full((queries, len(masks_NHW)), foreign, device=device)
+        distances_PN = torch.cdist(self.places_P2.to(device), torch.stack([x_N, y_N], dim=1))
+        costs_QN[: len(distances_PN)] = self.weight * distances_PN
+        for i, label in enumerate(self.stuff):
+            is_stuff_N = targets.class_labels == label
+            costs_QN[:, is_stuff_N] = foreign
+            costs_QN[len(distances_PN) + i, is_stuff_N] = 0.0
+        return costs_QN
+
+
 def uniform(shape: tuple[int, int, int], device: torch.device) -> Tensor:
     """Uniform points from torch's global generator."""
     return torch.rand(shape, device=device)
@@ -114,6 +148,7 @@ def match_image(
     weights: LossWeights,
     points: int,
     random_uniform: RandomUniform = uniform,
+    roles: QueryRoles | None = None,
 ) -> list[Match]:
     """Per layer, indices (queries, objects) of the assignment of least cost, in ascending order of the objects.
 
@@ -134,6 +169,8 @@ def match_image(
         - weights.classes * class_logits_LQK.float().softmax(dim=-1)[:, :, targets.class_labels]
         + weights.dice * _dice_costs(predicted_LQP, true_NP, counted_P)
     )
+    if roles is not None:
+        cost_LQN = cost_LQN + roles.costs(targets, queries=cost_LQN.shape[1])
     # An overflow in a diverging run must not end in "cost matrix is infeasible", far from its cause.
     finite_LQN = torch.nan_to_num(cost_LQN, nan=1e10, posinf=1e10, neginf=-1e10).cpu().numpy()
     matches = [linear_sum_assignment(cost_QN.T) for cost_QN in finite_LQN]
@@ -236,11 +273,13 @@ class Mask2FormerCriterion(nn.Module):
         weights: LossWeights | None = None,
         sampling: PointSampling | None = None,
         random_uniform: RandomUniform = uniform,
+        roles: QueryRoles | None = None,
     ) -> None:
         super().__init__()
         self.weights = weights or LossWeights()
         self.sampling = sampling or PointSampling()
         self.random_uniform = random_uniform
+        self.roles = roles
         empty_weight = torch.ones(num_labels + 1)
         empty_weight[-1] = self.weights.no_object
         # Rebuilt from the configuration, so checkpoints need not hold it.
@@ -271,6 +310,7 @@ class Mask2FormerCriterion(nn.Module):
                 weights=self.weights,
                 points=self.sampling.points,
                 random_uniform=self.random_uniform,
+                roles=self.roles,
             )
             for b, target in enumerate(targets)
         ]

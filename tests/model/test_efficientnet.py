@@ -97,3 +97,14 @@ def test_foreign_weights_are_named() -> None:
         backbone_state_from_imagenet({"layer4.0.conv1.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match="swin"):
         EfficientNetLite0({"model_type": "swin"})
+
+
+def test_coordinates_tell_every_place_apart() -> None:
+    """With coordinate channels each map has 4 per frequency more, and no two of its pixels share their values."""
+    backbone = EfficientNetLite0({"model_type": "efficientnet_lite0", "coordinate_frequencies": 3}).eval()
+    with torch.no_grad():
+        maps = backbone(torch.zeros(1, 3, 64, 96))
+    assert tuple(m.shape[1] for m in maps) == backbone.channels == (36, 52, 124, 332)
+    places = maps[0][0, -12:].flatten(1).T
+    assert float(torch.pdist(places).min()) > 0.05
+    assert EfficientNetLite0().channels == (24, 40, 112, 320)

@@ -9,6 +9,7 @@ from panoptile.model.loss import (
     ImageTargets,
     Mask2FormerCriterion,
     PointSampling,
+    QueryRoles,
     dice_losses,
     mask_losses,
     match_image,
@@ -148,3 +149,19 @@ def test_wrong_class_labels_are_named() -> None:
     targets = [ImageTargets(t.masks, t.class_labels + LABELS) for t in some_targets()]
     with pytest.raises(ValueError, match=r"the model knows 0…3"):
         criterion()(class_logits, mask_logits, targets)
+
+
+def test_roles_decide_between_equal_queries() -> None:
+    """Where all queries predict alike, a thing goes to the nearest query and stuff to the query of its class."""
+    masks = torch.zeros(3, 40, 40, dtype=torch.bool)
+    masks[0, 2:10, 2:10] = True  # top left
+    masks[1, 30:38, 28:36] = True  # bottom right
+    masks[2, :, 20:] = True  # stuff that covers half
+    target = ImageTargets(masks, torch.tensor([0, 0, 3]))
+    places = torch.tensor([[0.75, 0.25], [0.8, 0.8], [0.2, 0.2]])
+    roles = QueryRoles(places, stuff=(2, 3), weight=20.0)
+    logits, mask_logits = torch.zeros(1, 5, LABELS + 1), torch.zeros(1, 5, 10, 10)
+    ((queries, objects),) = match_image(
+        logits, mask_logits, target, weights=criterion().weights, points=50, roles=roles
+    )
+    assert dict(zip(objects.tolist(), queries.tolist(), strict=True)) == {0: 2, 1: 1, 2: 4}
