@@ -27,6 +27,7 @@ from panoptile.jobs.spec import LAYOUT_VERSION
 from panoptile.pipeline import layout
 from panoptile.pipeline.driver import Policy, RunResult, TooManyFailures, run_units
 from panoptile.pipeline.finish import FinishedInput, Products, finish_input
+from panoptile.pipeline.memory import allocate_frugally
 from panoptile.pipeline.plan import RasterPlan, Unit
 from panoptile.pipeline.pool import Failure, LocalPool, Pool, PoolError
 from panoptile.pipeline.store import Store
@@ -46,6 +47,7 @@ class Summary:
 
 def run_job(prepared: Prepared, console: Console) -> Summary:
     """Run the job: returns a summary with exit code 0 or 3, or raises :class:`JobError`."""
+    allocate_frugally()
     store = Store(prepared.spec.out)
     started = time.perf_counter()
     try:

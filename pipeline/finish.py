@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from panoptile.pipeline.preview import write_preview
-from panoptile.pipeline.publish import publish_raster
 
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline.joined import Fragments, Joined, JoinedLabels, join
 from panoptile.pipeline.label_cog import Compression
+from panoptile.pipeline.memory import release_unused
 from panoptile.pipeline.plan import RasterPlan, Unit
+from panoptile.pipeline.preview import write_preview
+from panoptile.pipeline.publish import publish_raster
 from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.store import Store
 
@@ -90,11 +91,13 @@ def finish_input(
     Units that are not committed are nodata in the result and listed in ``missing_units``.
     """
     info = plan.info
+    release_unused()
     fragments = Fragments(store, plan)
     started = time.perf_counter()
     fragments.verify()
     things = frozenset(c.class_id for c in classes if c.is_thing)
     joined = join(fragments, things, keep)
+    release_unused()
     stitched = time.perf_counter()
     assets: list[Asset] = []
     preview = None

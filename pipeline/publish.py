@@ -17,6 +17,7 @@ from panoptile.model.classes import ClassTable
 from panoptile.pipeline.corners import MAX_BLOCK_SIDE
 from panoptile.pipeline.geoparquet import write_geoparquet
 from panoptile.pipeline.label_cog import COG_BLOCK, ClassLookup, Compression, class_raster, segment_raster
+from panoptile.pipeline.memory import release_unused
 from panoptile.pipeline.raster_info import NODATA_ID, RasterInfo
 from panoptile.pipeline.segments import LabelReader, SegmentTable, blocks
 from panoptile.pipeline.spool import OutlineSpool
@@ -100,6 +101,7 @@ def publish_raster(
             outlines.finish()
         del outlines
         ids.finish(), names.finish()
+        release_unused()
         rows = write_geoparquet(parquet, spool, info, segments, classes) if vector else 0
     return Published(ids.path, names.path, parquet if vector else None, rows, void, nodata)
 
