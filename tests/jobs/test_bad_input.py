@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.jobs.checkpoints import tiny_checkpoint
 
 from panoptile.jobs.cli import main
 from panoptile.pipeline import gdal_env
@@ -52,30 +53,7 @@ def _checkpoint(folder: Path, change: Callable[[dict[str, object]], None]) -> Pa
     """A tiny checkpoint whose weights ``change`` spoils."""
     from safetensors.torch import load_file, save_file
 
-    from panoptile.model.config import Mask2FormerConfig
-    from panoptile.model.mask2former import Mask2FormerForUniversalSegmentation
-
-    config = Mask2FormerConfig(
-        backbone_config={
-            "model_type": "swin",
-            "embed_dim": 8,
-            "depths": [1, 1, 1, 1],
-            "num_heads": [1, 1, 2, 2],
-            "window_size": 4,
-        },
-        feature_size=32,
-        mask_feature_size=16,
-        hidden_dim=16,
-        encoder_feedforward_dim=16,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        dim_feedforward=16,
-        num_queries=5,
-        id2label={0: "house", 1: "grass"},
-        panoptile={"task": "panoptic", "thing_label_ids": [0]},
-    )
-    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    tiny_checkpoint(folder)
     state: dict[str, object] = dict(load_file(folder / "model.safetensors"))
     change(state)
     save_file(state, folder / "model.safetensors")  # type: ignore[arg-type]

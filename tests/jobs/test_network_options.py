@@ -1,0 +1,82 @@
+"""Options that speak to the network, on a tiny real one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.jobs.checkpoints import NAMES, tiny_checkpoint
+from tests.jobs.runs import WorldFiles, published, run, table, write_world
+from tests.pipeline.worlds import make_world
+
+from panoptile.jobs.exits import JobError
+from panoptile.jobs.prepare import prepare
+from panoptile.jobs.spec import JobSpec
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
+    return write_world(make_world(8, 150, 170, wedge=False), tmp_path_factory.mktemp("world"))
+
+
+def network(files: WorldFiles, out: Path, checkpoint: str, **options: object) -> Path:
+    fields: dict[str, object] = {"model": checkpoint, "labels": None, "tile": 96, "overlap": 32, "score": 0.0}
+    run(files, out, **{**fields, **options})
+    return out
+
+
+def test_score(files: WorldFiles, checkpoint: str, tmp_path: Path) -> None:
+    """--score 0 keeps what the network claims, --score 1 nothing; the default lies between."""
+    assert table(network(files, tmp_path / "a", checkpoint)).num_rows > 0
+    assert table(network(files, tmp_path / "b", checkpoint, score=1.0)).num_rows == 0
+
+
+def test_task_semantic_gives_stuff_alone(files: WorldFiles, checkpoint: str, tmp_path: Path) -> None:
+    """--task semantic: one stuff segment per class, and every pixel has one."""
+    rows = table(network(files, tmp_path / "out", checkpoint, task="semantic"))
+    assert not any(rows["is_thing"].to_pylist())
+    assert sum(rows["area_px"].to_pylist()) == 150 * 170
+
+
+def test_task_instance_gives_things_alone(files: WorldFiles, checkpoint: str, tmp_path: Path) -> None:
+    """--task instance: things on a void background."""
+    rows = table(network(files, tmp_path / "out", checkpoint, task="instance"))
+    assert rows.num_rows > 0
+    assert all(rows["is_thing"].to_pylist())
+
+
+def test_labels_decide_what_is_a_thing(files: WorldFiles, checkpoint: str, tmp_path: Path) -> None:
+    """--labels renames the classes and decides which are things; a wrong number is refused."""
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps([{"name": n.upper(), "is_thing": False} for n in NAMES.values()]))
+    rows = table(network(files, tmp_path / "out", checkpoint, labels=str(labels)))
+    assert set(rows["class_name"].to_pylist()) <= {"HOUSE", "TREE", "GRASS", "ROAD"}
+    assert not any(rows["is_thing"].to_pylist())
+    labels.write_text(json.dumps([{"name": "house", "is_thing": True}]))
+    spec = JobSpec((str(files.image),), str(tmp_path / "x"), model=checkpoint, labels=str(labels), local=True)
+    with pytest.raises(JobError, match="4 classes"):
+        prepare(spec)
+
+
+def test_fused_classes_become_one_segment(files: WorldFiles, checkpoint: str, tmp_path: Path) -> None:
+    """--fuse CLASS,… makes all segments of each such class one, things too."""
+    labels = tmp_path / "things.json"
+    labels.write_text(json.dumps([{"name": n, "is_thing": True} for n in NAMES.values()]))
+    apart = table(network(files, tmp_path / "a", checkpoint, labels=str(labels)))
+    fused = network(files, tmp_path / "b", checkpoint, labels=str(labels), fuse=tuple(NAMES.values()))
+    pairs = set(zip(*(table(fused)[c].to_pylist() for c in ("segment_id", "class_name")), strict=True))
+    assert len(pairs) == len({name for _, name in pairs})
+    assert len(set(apart["segment_id"].to_pylist())) > len(pairs)
+
+
+def test_batch_does_not_change_a_byte(files: WorldFiles, checkpoint: str, tmp_path: Path) -> None:
+    """A tile alone and in a batch of three gives the same published tree."""
+    a = published(network(files, tmp_path / "a", checkpoint))
+    b = published(network(files, tmp_path / "b", checkpoint, batch=3, workers=2))
+    assert a == b
