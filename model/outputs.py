@@ -150,6 +150,15 @@ class Mask2FormerForUniversalSegmentationOutput(ModelOutput):
     """(B, heads, Q, Q) weights of each layer's self attention, on request of ``output_attentions``."""
 
 
+class SemanticSegmentation(ModelOutput):
+    """One image's classes, from :mod:`panoptile.model.postprocess`."""
+
+    segmentation: Tensor
+    """(H, W) int64 label id of each pixel."""
+    segmentation_scores: Tensor | None
+    """(K, H, W) score of each class."""
+
+
 def _register(kind: type[ModelOutput]) -> None:
     """Let torch look inside: data-parallel training and export flatten what a network returns."""
 
