@@ -30,6 +30,9 @@ model_app = typer.Typer(help="Look at checkpoints.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 
 
+_TERMINATED = 143
+
+
 class _Terminated(BaseException):
     """SIGTERM."""
 
@@ -45,13 +48,16 @@ def main() -> None:
         code = int(e.code)
     except typer.Exit as e:
         code = e.exit_code
-    except (KeyboardInterrupt, typer.Abort, _Terminated) as e:
-        code = 143 if isinstance(e, _Terminated) else int(Exit.INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort):
+        code = int(Exit.INTERRUPTED)
+    except _Terminated:
+        code = _TERMINATED
+    except Exception as e:  # noqa: BLE001  (the outermost frame: every error must end in a sentence and a code)
+        code = _usage_error(e)
+    if code in (int(Exit.INTERRUPTED), _TERMINATED):  # typer turns Ctrl-C into a plain exit code 130
         Console().error("interrupted; what is done is kept. To go on, run the same command again.")
         sys.stdout.flush()
         os._exit(code)  # threads in the middle of a unit must not delay the end: nothing uncommitted counts
-    except Exception as e:  # noqa: BLE001  (the outermost frame: every error must end in a sentence and a code)
-        code = _usage_error(e)
     sys.stdout.flush()
     sys.exit(code)
 
