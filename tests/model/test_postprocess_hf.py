@@ -12,6 +12,7 @@ from torch import Tensor
 
 from panoptile.model import exact_argmax
 from panoptile.model.exact_argmax import weighted_argmax
+from panoptile.model.outputs import SemanticSegmentation
 from panoptile.model.postprocess import (
     post_process_instance_segmentation,
     post_process_panoptic_segmentation,
@@ -116,7 +117,8 @@ def test_semantic_is_the_reference_bit_for_bit(labels: int, sizes: list[tuple[in
     for labels_only, with_scores, wanted in zip(plain, scored, expected, strict=True):
         assert isinstance(labels_only, Tensor)
         assert torch.equal(labels_only, wanted.segmentation)
-        assert not isinstance(with_scores, Tensor)
+        assert isinstance(with_scores, SemanticSegmentation)
+        assert with_scores.segmentation_scores is not None
         assert torch.equal(with_scores.segmentation, wanted.segmentation)
         assert torch.equal(with_scores.segmentation_scores, wanted.segmentation_scores)
 
@@ -171,8 +173,10 @@ def test_the_pruned_arg_max_is_exact(
     weights = torch.rand(count, generator=generator) if kind in ("noise", "blobs") else torch.ones(count)
     stacked = F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
     weighted = stacked * weights[:, None, None]
-    for compute in (weighted_argmax, lambda *a, threshold: exact_argmax._running(*a, threshold)):
-        got = compute(maps, weights, size, threshold=0.4)
+    for got in (
+        weighted_argmax(maps, weights, size, threshold=0.4),
+        exact_argmax._running(maps, weights, size, 0.4),
+    ):
         assert torch.equal(got.winner, weighted.argmax(0).int())
         assert torch.equal(got.area, torch.bincount(weighted.argmax(0).flatten(), minlength=count))
         assert torch.equal(got.reach, (weighted >= 0.4).flatten(1).sum(1))
