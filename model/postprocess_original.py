@@ -51,7 +51,7 @@ class Geometry:
 
     def uncropped(self, logits_nhw: Tensor) -> Tensor:
         """Logits whose whole extent is the target; as they are where cropping comes last."""
-        if self.is_crop:
+        if self.is_crop or len(logits_nhw) == 0:
             return logits_nhw
         resized = F.interpolate(logits_nhw[None], size=self.padded, mode="bilinear", align_corners=False)[0]
         return resized[:, : self.valid[0], : self.valid[1]]
@@ -165,6 +165,8 @@ def _whole_masks(masks_nhw: Tensor, geometry: Geometry, mask_threshold: float) -
     least = torch.logit(torch.tensor(mask_threshold)).item()  # 0 for one half: the paper compares logits
     masks, means = [masks_nhw.new_zeros((0, *geometry.target), dtype=torch.bool)], [masks_nhw.new_zeros(0)]
     for part in torch.split(masks_nhw, max(1, _CHUNK_ELEMENTS // (size[0] * size[1]))):
+        if len(part) == 0:
+            break
         logits = F.interpolate(
             geometry.uncropped(part)[None], size=size, mode="bilinear", align_corners=False
         )
