@@ -1,4 +1,4 @@
-"""What a checkpoint folder says about itself, read and checked without loading its weights.
+"""What a checkpoint says about itself, read and checked without loading its weights.
 
 Unusual: the keys and shapes of the weights are compared with what the network needs by reading the file's header
 alone, so that a job can refuse a checkpoint before anything starts.
@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from panoptile.model.classes import ClassTable
-from panoptile.model.config import Mask2FormerConfig
+from panoptile.model.config import CONFIG_NAME, Mask2FormerConfig
+from panoptile.model.inferred_config import companion, read_config
 from panoptile.model.label_tables import LabelTable, are_placeholders, find_table
-from panoptile.model.weights import canonical_key, check_keys, find_weights, key_layout, read_shapes, sha256
+from panoptile.model.weights import NO_CHECKPOINT, check_keys, find_weights, key_layout, read_shapes, sha256
 
 log = logging.getLogger(__name__)
 
 Task = Literal["panoptic", "instance", "semantic"]
 TASKS: tuple[Task, ...] = ("panoptic", "instance", "semantic")
 
+PREPROCESSOR_NAME = "preprocessor_config.json"
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _DEFAULT_THRESHOLD: dict[Task, float] = {"panoptic": 0.8, "instance": 0.5, "semantic": 0.0}
 
@@ -70,7 +72,7 @@ class CheckpointInfo:
 
     path: str
     layout: str
-    """Naming of the weights: ``hub`` or ``in-memory``."""
+    """Naming of the weights: ``hub``, ``in-memory``, ``timm`` or ``detectron2``."""
     backbone: str
     task: Task
     classes: ClassTable
@@ -87,13 +89,12 @@ class CheckpointInfo:
 def inspect_checkpoint(
     path: str, *, task: Task | None = None, labels: str | None = None, fuse: Sequence[str] = ()
 ) -> CheckpointInfo:
-    """Check a folder's configuration, class table and weight keys. Raises ``ValueError`` with one clear sentence."""
+    """Check a checkpoint's configuration, class table and weight keys. Raises ``ValueError`` with one clear sentence."""
     settings = read_settings(path, task=task, labels=labels, fuse=fuse)
     stored = read_shapes(path)
     expected = expected_shapes(settings.config)
     check_keys(stored, expected, path)
     config = settings.config
-    shapes = {canonical_key(k): s for k, s in stored.items()}
     gsd_m = (config.panoptile or {}).get("gsd_m")
     return CheckpointInfo(
         path=path,
@@ -103,7 +104,7 @@ def inspect_checkpoint(
         classes=settings.classes,
         num_queries=config.num_queries,
         channels=config.num_channels,
-        parameters=sum(math.prod(shapes[k]) for k in expected),
+        parameters=sum(math.prod(shape) for shape in expected.values()),
         sha256=_digest(path),
         gsd_m=None if gsd_m is None else float(gsd_m),
     )
@@ -117,11 +118,14 @@ def read_settings(
     fuse: Sequence[str] = (),
     score_threshold: float | None = None,
 ) -> CheckpointSettings:
-    """The task, classes, thresholds and normalisation to use. Reads only JSON; ``ValueError`` on contradictions."""
+    """The task, classes, thresholds and normalisation to use. ``ValueError`` on contradictions.
+
+    Reads only JSON, but for a file of weights without a ``config.json`` beside it.
+    """
     folder = Path(path)
-    if not folder.is_dir():
-        raise ValueError(f"The checkpoint {path} is not a folder with config.json and model.safetensors.")
-    config = Mask2FormerConfig.from_json_file(folder / "config.json")
+    if not folder.exists():
+        raise ValueError(NO_CHECKPOINT.format(path=path))
+    config = read_config(path)
     block = config.panoptile or {}
     names = [config.id2label[i] for i in range(config.num_labels)]
     table = find_table(names, hint=folder.name)
@@ -132,7 +136,7 @@ def read_settings(
     if threshold is None:
         threshold = float(block.get("score_threshold", _DEFAULT_THRESHOLD[chosen]))
     return CheckpointSettings(
-        config, chosen, classes, fused, threshold, _normalisation(folder, config.num_channels)
+        config, chosen, classes, fused, threshold, _normalisation(path, config.num_channels)
     )
 
 
@@ -226,23 +230,30 @@ def _unique(names: list[str]) -> list[str]:
     return [f"{n} ({i})" if names.count(n) > 1 else n for i, n in enumerate(names)]
 
 
-def _normalisation(folder: Path, channels: int) -> Normalisation:
-    path = folder / "preprocessor_config.json"
-    values: dict[str, Any] = {}
-    if path.is_file():
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
-            raise ValueError(f"Cannot read {path}: {e}.") from e
-    else:
-        log.info("No preprocessor_config.json in %s: pixels are normalised with the ImageNet means.", folder)
+def read_preprocessing(path: str) -> dict[str, Any]:
+    """The content of a checkpoint's ``preprocessor_config.json``; empty if it has none."""
+    file = companion(path, PREPROCESSOR_NAME)
+    if file is None:
+        log.info("No %s for %s: pixels are normalised with the ImageNet means.", PREPROCESSOR_NAME, path)
+        return {}
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise ValueError(f"Cannot read {file}: {e}.") from e
+    return values
+
+
+def _normalisation(path: str, channels: int) -> Normalisation:
+    values = read_preprocessing(path)
     rescale = float(values.get("rescale_factor") or 1 / 255) if values.get("do_rescale", True) else 1.0
     if values.get("do_normalize", True):
         mean, std = values.get("image_mean") or _IMAGENET_MEAN, values.get("image_std") or _IMAGENET_STD
     else:
         mean, std = [0.0] * channels, [1.0] * channels
     if len(mean) != channels:
-        raise ValueError(f"{path} has means of {len(mean)} channels, but the network reads {channels}.")
+        raise ValueError(
+            f"The {PREPROCESSOR_NAME} of {path} has means of {len(mean)} channels, but the network reads {channels}."
+        )
     return Normalisation(rescale, tuple(map(float, mean)), tuple(map(float, std)))
 
 
@@ -257,7 +268,6 @@ def _describe_backbone(config: Mask2FormerConfig) -> str:
 
 def _digest(path: str) -> str:
     """One digest over the names and digests of all files that decide the results."""
-    folder = Path(path)
-    files = [folder / "config.json", folder / "preprocessor_config.json", *find_weights(folder).paths]
-    lines = [f"{f.name} {sha256(f)}" for f in files if f.is_file()]
+    files = [companion(path, CONFIG_NAME), companion(path, PREPROCESSOR_NAME), *find_weights(path).paths]
+    lines = [f"{f.name} {sha256(f)}" for f in files if f is not None]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -222,8 +222,15 @@ def build_backbone(config: Mask2FormerConfig) -> nn.Module:
         from panoptile.model.resnet import ResNetBackbone
 
         return ResNetBackbone(config.backbone_config)
+    if kind == "timm_backbone":
+        from panoptile.model.resnet import ResNetBackbone
+        from panoptile.model.timm_resnet import resnet_config
+
+        return ResNetBackbone(resnet_config(config.backbone_config))
     if kind == "efficientnet_lite0":
         from panoptile.model.efficientnet import EfficientNetLite0
 
         return EfficientNetLite0(config.backbone_config)
-    raise ValueError(f"Unknown backbone {kind!r}; there are swin, resnet and efficientnet_lite0.")
+    raise ValueError(
+        f"Unknown backbone {kind!r}; there are swin, resnet, timm_backbone and efficientnet_lite0."
+    )

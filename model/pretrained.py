@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from panoptile.model.config import CONFIG_NAME, Mask2FormerConfig
 from panoptile.model.hub import WEIGHTS_PICKLED, WEIGHTS_SAFE, resolve_folder, split_hub_options
+from panoptile.model.inferred_config import read_config
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class PretrainedNetwork(nn.Module):
         dtype: torch.dtype | None = None,
         **changes: Any,
     ) -> Self:
-        """Load a checkpoint folder, or a model of the hub by its id, on the CPU and in eval mode.
+        """Load a checkpoint folder, a file of weights, or a model of the hub by its id, on the CPU and in eval mode.
 
         Weights become fp32 unless ``dtype`` says otherwise. ``config`` replaces the folder's; the other keywords
         override fields of the configuration (such as ``id2label``), but for those of
@@ -60,37 +61,39 @@ class PretrainedNetwork(nn.Module):
         values with ``ignore_mismatched_sizes``, else ``ValueError`` names them and all others that do not fit.
         """
         options, changes = split_hub_options(changes)
-        folder = resolve_folder(
-            source, files=(CONFIG_NAME, *WEIGHTS_SAFE), fallback=WEIGHTS_PICKLED, **options
-        )
+        path = Path(source)
+        if not path.is_file():
+            path = resolve_folder(
+                source, files=(CONFIG_NAME, *WEIGHTS_SAFE), fallback=WEIGHTS_PICKLED, **options
+            )
         if config is None:
-            config = Mask2FormerConfig.from_json_file(folder / CONFIG_NAME, **changes)
+            config = read_config(path, **changes)
         elif changes:
             raise TypeError(f"Pass either a configuration or changes of it, got both: {', '.join(changes)}.")
         with torch.device("cpu" if ignore_mismatched_sizes else "meta"):
             network = cls(config)
-        network._load(folder, ignore_mismatched_sizes=ignore_mismatched_sizes)
+        network._load(path, ignore_mismatched_sizes=ignore_mismatched_sizes)
         return network.to(dtype).eval() if dtype is not None else network.eval()
 
-    def _load(self, folder: Path, *, ignore_mismatched_sizes: bool) -> None:
-        from panoptile.model.weights import canonical_key, read_shapes, read_weights
+    def _load(self, path: Path, *, ignore_mismatched_sizes: bool) -> None:
+        from panoptile.model.weights import canonical_shapes, read_shapes, read_weights
 
         expected = {self.key_prefix + k: v for k, v in self.state_dict().items()}
         skipped: dict[str, Tensor] = {}
         if ignore_mismatched_sizes or self.key_prefix:
-            for key, shape in read_shapes(folder).items():
-                ours = expected.get(canonical_key(key))
+            for key, shape in canonical_shapes(read_shapes(path)).items():
+                ours = expected.get(key)
                 is_head = ours is None and not key.startswith(self.key_prefix)
                 is_foreign = ours is not None and ignore_mismatched_sizes and shape != tuple(ours.shape)
                 if is_head or is_foreign:
-                    skipped[canonical_key(key)] = torch.empty(shape, device="meta")
-        tensors = read_weights(folder, expected | skipped)
+                    skipped[key] = torch.empty(shape, device="meta")
+        tensors = read_weights(path, expected | skipped)
         state = {k.removeprefix(self.key_prefix): v for k, v in tensors.items() if k not in skipped}
         if any(p.is_meta for p in self.parameters()):
             self.load_state_dict(state, assign=True)
         else:
             log.info(
-                "Kept fresh values of %s, whose shapes differ in %s.", ", ".join(skipped) or "none", folder
+                "Kept fresh values of %s, whose shapes differ in %s.", ", ".join(skipped) or "none", path
             )
             self.load_state_dict(state, strict=False)
 

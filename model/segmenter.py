@@ -72,7 +72,7 @@ class Segmenter:
         device: Literal["auto", "cpu", "cuda"] | str = "auto",
         threads: int | None = None,
     ) -> Segmenter:
-        """Load a checkpoint folder.
+        """Load a checkpoint folder, or a file of weights (a Detectron2 ``.pkl`` needs nothing beside it).
 
         ``task``, ``labels`` (a class table, see ``ClassTable.from_file``) and ``score_threshold`` default to the
         checkpoint's; ``fuse`` names the classes that get one segment per tile, by default all stuff. ``threads`` sets
@@ -82,7 +82,11 @@ class Segmenter:
         chosen = choose_device(device)
         if chosen.type == "cpu" and threads is not None:
             torch.set_num_threads(threads)
-        return cls(Mask2FormerForUniversalSegmentation.from_pretrained(path), settings, chosen)
+        return cls(
+            Mask2FormerForUniversalSegmentation.from_pretrained(path, config=settings.config),
+            settings,
+            chosen,
+        )
 
     def predict(self, pixels_BCHW: NDArray[np.uint8], *, count: int | None = None) -> list[PanopticMap]:
         """One map of (H, W) per tile, in order; tiles are not resized.

@@ -1,8 +1,9 @@
-"""Read the weights of a checkpoint folder and fit them to the network's keys, strictly.
+"""Read the weights of a checkpoint and fit them to the network's keys, strictly.
 
-Unusual: two key layouts are accepted, told apart by their keys and never by a version: what public checkpoints and
-``save_pretrained`` hold, and the in-memory names that newer transformers give to a Swin backbone. Nothing is unpickled
-except through ``torch.load(weights_only=True)``. Reading the *shapes* of safetensors needs no torch.
+Unusual: four key layouts are accepted, told apart by their keys and never by a version: what public checkpoints and
+``save_pretrained`` hold, the in-memory names that newer transformers give to a Swin backbone, timm's names of a ResNet,
+and Detectron2's. Nothing is unpickled except through ``torch.load(weights_only=True)`` and our own reader of plain
+pickles. Reading the *shapes* of safetensors needs no torch.
 """
 
 from __future__ import annotations
@@ -10,14 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+from panoptile.model import detectron2, timm_resnet
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
+T = TypeVar("T")
+
 Shape = tuple[int, ...]
+
+NO_CHECKPOINT = (
+    "The checkpoint {path} is not a folder with config.json and model.safetensors, nor a file of weights."
+)
 
 _BACKBONE = "model.pixel_level_module.encoder."
 _SWIN_RENAMES = (
@@ -33,21 +43,69 @@ _SWIN_RENAMES = (
 # Buffers that we rebuild and a norm that no output passes through.
 _HARMLESS = re.compile(
     r"^criterion\.empty_weight$"
+    r"|^pixel_(mean|std)$"
     r"|\.relative_position_index$"
     r"|^model\.pixel_level_module\.encoder\.(swin\.)?layernorm\.(weight|bias)$"
 )
 
 
-class WeightFiles(NamedTuple):
-    """Where the weights of a folder are."""
+# Counts the batches of a training. Frozen norms have none, and nothing is computed from it.
+_COUNTER = ".num_batches_tracked"
 
-    format: str
-    """safetensors or bin."""
+Layout = Literal["hub", "in-memory", "timm", "detectron2"]
+Format = Literal["safetensors", "torch", "pickle"]
+_FORMATS: dict[str, Format] = {
+    ".safetensors": "safetensors", ".bin": "torch", ".pth": "torch", ".pt": "torch", ".pkl": "pickle"
+}  # fmt: skip
+
+
+class WeightFiles(NamedTuple):
+    """Where the weights of a checkpoint are."""
+
+    format: Format
     paths: tuple[Path, ...]
 
 
-def canonical_key(key: str) -> str:
-    """The key as our network names it; keys of the public layout are returned as they are."""
+def key_layout(keys: Iterable[str]) -> Layout:
+    """``hub`` (public checkpoints, ``save_pretrained``), ``in-memory`` (newer transformers' own), timm's, Detectron2's."""
+    names = tuple(keys)
+    if detectron2.is_detectron2(names):
+        return "detectron2"
+    if timm_resnet.has_timm_backbone(names):
+        return "timm"
+    return "in-memory" if any(k.startswith(_BACKBONE + "swin.encoder.") for k in names) else "hub"
+
+
+def canonical_shapes(stored: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The shapes under the keys that our network uses."""
+    return _canonical(stored, lambda shape, parts: [(shape[0] // parts, *shape[1:])] * parts)
+
+
+def canonical_tensors(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the keys that our network uses; stacked ones are cut up, without a copy."""
+    return _canonical(stored, lambda tensor, parts: tensor.chunk(parts))
+
+
+def _canonical(stored: Mapping[str, T], cut: Callable[[T, int], Sequence[T]]) -> dict[str, T]:
+    layout = key_layout(stored)
+    found: dict[str, T] = {}
+    for key, value in stored.items():
+        if _HARMLESS.search(key):
+            continue
+        keys = _canonical_keys(key, layout)
+        found |= zip(keys, [value] if len(keys) == 1 else cut(value, len(keys)), strict=True)
+    return found
+
+
+def _canonical_keys(key: str, layout: Layout) -> tuple[str, ...]:
+    if layout == "detectron2":
+        return detectron2.hub_keys(key)
+    if layout == "timm":
+        return (timm_resnet.hub_key(key),)
+    return (_swin_key(key),) if layout == "in-memory" else (key,)
+
+
+def _swin_key(key: str) -> str:
     if not key.startswith(_BACKBONE):
         return key
     rest = key[len(_BACKBONE) :]
@@ -58,22 +116,24 @@ def canonical_key(key: str) -> str:
     return _BACKBONE + rest
 
 
-def key_layout(keys: Iterable[str]) -> str:
-    """``hub`` (public checkpoints, ``save_pretrained``) or ``in-memory`` (newer transformers' own names)."""
-    return "in-memory" if any(k.startswith(_BACKBONE + "swin.encoder.") for k in keys) else "hub"
+def find_weights(path: str | Path) -> WeightFiles:
+    """The weights of a checkpoint folder, safetensors first, or a file by its suffix.
 
-
-def find_weights(folder: str | Path) -> WeightFiles:
-    """The weight files of a checkpoint folder, safetensors first; ``ValueError`` says what was looked for."""
-    root = Path(folder)
+    Raises ``ValueError`` that says what was looked for.
+    """
+    root = Path(path)
+    if root.is_file():
+        if root.suffix not in _FORMATS:
+            raise ValueError(f"The weights {root} must end in one of {', '.join(_FORMATS)}.")
+        return WeightFiles(_FORMATS[root.suffix], (root,))
     if not root.is_dir():
-        raise ValueError(f"The checkpoint {root} is not a folder with config.json and model.safetensors.")
-    for stem, suffix, kind in (("model", "safetensors", "safetensors"), ("pytorch_model", "bin", "bin")):
-        single, index = root / f"{stem}.{suffix}", root / f"{stem}.{suffix}.index.json"
+        raise ValueError(NO_CHECKPOINT.format(path=root))
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        single, index = root / name, root / f"{name}.index.json"
         if single.is_file():
-            return WeightFiles(kind, (single,))
+            return WeightFiles(_FORMATS[single.suffix], (single,))
         if index.is_file():
-            return WeightFiles(kind, _shards(index))
+            return WeightFiles(_FORMATS[single.suffix], _shards(index))
     raise ValueError(
         f"The checkpoint folder {root} holds no model.safetensors (nor its index, nor pytorch_model.bin)."
     )
@@ -95,11 +155,13 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / n for n in names)
 
 
-def read_shapes(folder: str | Path) -> dict[str, Shape]:
+def read_shapes(path: str | Path) -> dict[str, Shape]:
     """Shape of each stored tensor under its stored key; of safetensors only the header is read."""
-    found = find_weights(folder)
+    found = find_weights(path)
     if found.format == "safetensors":
-        return {k: tuple(v["shape"]) for path in found.paths for k, v in safetensors_header(path).items()}
+        return {k: tuple(v["shape"]) for file in found.paths for k, v in safetensors_header(file).items()}
+    if found.format == "pickle":
+        return {k: v.shape for file in found.paths for k, v in _load_arrays(file).items()}
     return {k: tuple(v.shape) for k, v in _load_tensors(found).items()}
 
 
@@ -123,27 +185,32 @@ def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
     return tensors
 
 
-def read_weights(folder: str | Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read_weights(path: str | Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors for every key of ``expected`` (a state dict, meta tensors will do), in its dtypes, on the CPU.
 
     Raises ``ValueError`` that names missing, unexpected and mis-shaped keys.
     """
-    found = find_weights(folder)
-    stored = _load_tensors(found)
+    import torch
+
+    stored = _load_tensors(find_weights(path))
     check_keys(
         {k: tuple(v.shape) for k, v in stored.items()},
         {k: tuple(v.shape) for k, v in expected.items()},
-        str(folder),
+        str(path),
     )
+    tensors = canonical_tensors(stored)
+    tensors |= {k: torch.zeros(v.shape) for k, v in expected.items() if k not in tensors}
     # Copied, not mapped: a checkpoint that is replaced during a long run must not change or kill the replica.
-    tensors = {canonical_key(k): v for k, v in stored.items()}
-    return {k: tensors[k].to(dtype=v.dtype, copy=True) for k, v in expected.items()}
+    return {
+        k: tensors[k].to(dtype=v.dtype, copy=True, memory_format=torch.contiguous_format)
+        for k, v in expected.items()
+    }
 
 
 def check_keys(stored: Mapping[str, Shape], expected: Mapping[str, Shape], where: str) -> None:
     """Raise ``ValueError`` with the missing, unexpected and mis-shaped keys, if there are any."""
-    shapes = {canonical_key(k): s for k, s in stored.items() if not _HARMLESS.search(k)}
-    missing = [k for k in expected if k not in shapes]
+    shapes = canonical_shapes(stored)
+    missing = [k for k in expected if k not in shapes and not k.endswith(_COUNTER)]
     extra = [k for k in shapes if k not in expected]
     misshaped = [
         f"{k} {_show(shapes[k])} instead of {_show(s)}"
@@ -163,9 +230,10 @@ def sha256(path: str | Path) -> str:
 
 
 def _load_tensors(found: WeightFiles) -> dict[str, Tensor]:
+    load = {"safetensors": _load_safetensors, "torch": _load_torch, "pickle": _load_pickle}[found.format]
     tensors: dict[str, Tensor] = {}
     for path in found.paths:
-        tensors |= _load_safetensors(path) if found.format == "safetensors" else _load_bin(path)
+        tensors |= load(path)
     return tensors
 
 
@@ -177,7 +245,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def _load_bin(path: Path) -> dict[str, Tensor]:
+def _load_torch(path: Path) -> dict[str, Tensor]:
     import pickle
 
     import torch
@@ -189,9 +257,34 @@ def _load_bin(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"The weights {path} cannot be read safely (only tensors are accepted): {first_line}"
         ) from e
-    if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
-        raise ValueError(f"The weights {path} must be a dict of tensors.")
-    return loaded
+    return _state_of(loaded, torch.Tensor, path)
+
+
+def _load_pickle(path: Path) -> dict[str, Tensor]:
+    import torch
+
+    return {k: torch.from_numpy(v) for k, v in _load_arrays(path).items()}
+
+
+def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    import numpy as np
+
+    from panoptile.model.unpickle import load_plain_pickle
+
+    return _state_of(load_plain_pickle(path), np.ndarray, path)
+
+
+def _state_of(loaded: object, kind: type[T], path: Path) -> dict[str, T]:
+    """The state dict in what a file holds; training programs put it under ``model``, beside their own state."""
+    inner = loaded["model"] if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict) else loaded
+    if not isinstance(inner, dict) or not inner:
+        raise ValueError(f"The weights {path} must be a dict of {kind.__name__}s, or hold one as 'model'.")
+    wrong = [k for k, v in inner.items() if not isinstance(k, str) or not isinstance(v, kind)]
+    if wrong:
+        raise ValueError(
+            f"The weights {path} must be {kind.__name__}s, but {wrong[0]!r} is a {type(inner[wrong[0]]).__name__}."
+        )
+    return inner
 
 
 def _show(shape: Shape) -> str:
