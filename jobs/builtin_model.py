@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,27 +38,12 @@ Banepa = Annotated[Path, typer.Option(help="Folder with banepa_rgb_cog.tif and b
 Run = Annotated[Path, typer.Option(help="Folder for unpacked data, checkpoints and losses.")]
 
 
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A stretch of the training with windows of one size."""
-
-    share: float
-    """Share of all steps."""
-    windows: int
-    """Windows a step."""
-    size: int
-    """Pixels a side of a window."""
-    scale_range: tuple[float, float]
-    """Resolution of the windows relative to the scene's own."""
-
-
-# A window always shows about what a tile of 512 px shows, so the objects per query stay those of inference, while
-# most steps are as cheap as small windows are.
-PHASES = (
-    Phase(share=0.55, windows=4, size=256, scale_range=(0.45, 0.75)),
-    Phase(share=0.30, windows=2, size=384, scale_range=(0.65, 1.0)),
-    Phase(share=0.15, windows=1, size=512, scale_range=(0.85, 1.1)),
-)
+WINDOWS, WINDOW_SIZE = 4, 256
+"""Windows of a step, and their pixels a side."""
+SCALE_RANGE = (0.45, 0.7)
+"""Resolution of the windows relative to the scenes' own: a window shows about what a tile of 512 px shows."""
+INPUT_STRIDE = 2
+"""What the published network averages its input by, so that a tile of 512 px looks like a training window."""
 SCENE_WEIGHTS = (5.0, 4.0, 1.0)
 """How often Banepa, Yellowstone and Ordway-Swisher are drawn."""
 RECIPE = OptimiserRecipe(
@@ -79,12 +64,13 @@ POINTS = 1280
 """Points per mask; the masks of a 256 px window have 4,096 pixels."""
 
 
-def builtin_config() -> Mask2FormerConfig:
-    """EfficientNet-Lite0 under a narrow Mask2Former: 5.2 M parameters, 0.5 s a tile of 512² on one CPU core."""
+def builtin_config(*, input_stride: int = 1) -> Mask2FormerConfig:
+    """EfficientNet-Lite0 under a narrow Mask2Former; training makes its windows coarse itself, with a stride of 1."""
     return Mask2FormerConfig(
         backbone_config={
             "model_type": "efficientnet_lite0",
             "coordinate_frequencies": COORDINATE_FREQUENCIES,
+            "input_stride": input_stride,
         },
         feature_size=128,
         mask_feature_size=128,
@@ -95,6 +81,8 @@ def builtin_config() -> Mask2FormerConfig:
         decoder_layers=4,
         num_attention_heads=4,
         num_queries=GRID_SIDE**2 + len(STUFF_LABELS),
+        # A third to a half of the queries have an object here; the usual 0.1 would leave many doubles for each object.
+        no_object_weight=0.5,
         train_num_points=POINTS,
         id2label=dict(enumerate(CLASS_NAMES)),
         panoptile={
@@ -106,7 +94,7 @@ def builtin_config() -> Mask2FormerConfig:
     )
 
 
-def start_run(sources: Sources) -> TrainingRun:
+def start_run(sources: Sources, batch_of_step: Callable[[int], TrainingBatch]) -> TrainingRun:
     """The network before its first step: ImageNet weights in the backbone, the rest random."""
     torch.manual_seed(RECIPE.seed)
     config = builtin_config()
@@ -114,7 +102,7 @@ def start_run(sources: Sources) -> TrainingRun:
     backbone = model.model.pixel_level_module.encoder
     assert isinstance(backbone, EfficientNetLite0)
     backbone.load_state_dict(load_imagenet_backbone(str(sources.backbone)).state_dict())
-    start_as_grid(model, WindowBatches(sources, steps=1)(0).pixels, side=GRID_SIDE)
+    start_as_grid(model, batch_of_step(0).pixels, side=GRID_SIDE)
     # Edges and colours need no relearning, and their maps are the largest: a third of the backward pass.
     freeze([backbone.stem, backbone.stages[0], backbone.stages[1], backbone.stages[2]])
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -130,35 +118,19 @@ def start_run(sources: Sources) -> TrainingRun:
     return TrainingRun(model, criterion, RECIPE, backbone=backbone, forward=forward)
 
 
-def phase_of_step(step: int, steps: int) -> int:
-    """Index into ``PHASES`` of a step (from 0) in a run of ``steps``."""
-    passed = 0.0
-    for i, phase in enumerate(PHASES):
-        passed += phase.share
-        if step < round(passed * steps):
-            return i
-    return len(PHASES) - 1
-
-
-class WindowBatches:
+def window_batches(sources: Sources) -> Callable[[int], TrainingBatch]:
     """Batches of training windows, by step number."""
+    sampler = WindowSampler(training_scenes(sources), SCENE_WEIGHTS, SCALE_RANGE, seed=RECIPE.seed)
 
-    def __init__(self, sources: Sources, *, steps: int) -> None:
-        scenes = training_scenes(sources)
-        self.samplers = [
-            WindowSampler(scenes, SCENE_WEIGHTS, phase.scale_range, seed=RECIPE.seed + i)
-            for i, phase in enumerate(PHASES)
-        ]
-        self.steps = steps
-
-    def __call__(self, step: int) -> TrainingBatch:
-        i = phase_of_step(step, self.steps)
-        windows = self.samplers[i].batch(step, count=PHASES[i].windows, size=PHASES[i].size)
+    def batch_of_step(step: int) -> TrainingBatch:
+        windows = sampler.batch(step, count=WINDOWS, size=WINDOW_SIZE)
         pixels = (torch.stack([w.image for w in windows]).float() - PIXEL_MEAN) / PIXEL_SCALE
         return TrainingBatch(
             pixels.contiguous(memory_format=torch.channels_last),
             tuple(ImageTargets(w.masks, w.class_labels, w.ignored) for w in windows),
         )
+
+    return batch_of_step
 
 
 @app.command("train")
@@ -166,21 +138,22 @@ def train_command(
     wheels: Wheels,
     banepa: Banepa,
     run: Run,
-    steps: Annotated[int, typer.Option(min=1, help="Length; a resumed run may be given another.")] = 2600,
+    steps: Annotated[int, typer.Option(min=1, help="Length; a resumed run may be given another.")] = 1800,
 ) -> None:
     """Train, or go on training, until STEPS steps are done."""
     sources = unpack_sources(wheels=wheels, banepa=banepa, scratch=run / "sources")
-    training = start_run(sources)
+    batch_of_step = window_batches(sources)
+    training = start_run(sources, batch_of_step)
     if (run / "checkpoint.pt").exists():
         training.resume(run / "checkpoint.pt")
         typer.echo(f"Resuming at step {training.step} of {steps}.", err=True)
-    train(training, WindowBatches(sources, steps=steps), steps=steps, folder=run, save_every=50)
+    train(training, batch_of_step, steps=steps, folder=run, save_every=50)
 
 
 def averaged_model(checkpoint: Path) -> tuple[Mask2FormerForUniversalSegmentation, int]:
     """The network with the averaged weights of a training checkpoint, and the steps behind it."""
     state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    model = Mask2FormerForUniversalSegmentation(builtin_config())
+    model = Mask2FormerForUniversalSegmentation(builtin_config(input_stride=INPUT_STRIDE))
     model.load_state_dict(state["average"])
     return model.eval(), int(state["step"])
 

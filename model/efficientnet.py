@@ -90,15 +90,17 @@ class InvertedBottleneck(nn.Module):
 class EfficientNetLite0(nn.Module):
     """The backbone; ``config`` is the checkpoint's ``backbone_config`` and may hold ``model_type`` alone.
 
-    Its one option is ``coordinate_frequencies``, by default 0: with ``n``, each map gets ``4 n`` channels more that
-    tell a pixel's place (see :func:`coordinate_channels`). Masks are products of query and pixel features, and
-    without them look-alike neighbours are told apart only by what leaks in from the image's border; with them a
-    short training separates objects much earlier (as CoordConv in SOLO: Wang et al., 2020).
+    Two options. ``coordinate_frequencies``, by default 0: with ``n``, each map gets ``4 n`` channels more that tell a
+    pixel's place (see :func:`coordinate_channels`). Masks are products of query and pixel features, and without them
+    look-alike neighbours are told apart only by what leaks in from the image's border; with them a short training
+    separates objects much earlier (as CoordConv in SOLO: Wang et al., 2020). ``input_stride``, by default 1: with
+    ``n``, images are averaged over n × n pixels first and all strides grow by that factor, for a network that was
+    trained at a coarser resolution than it is given.
     """
 
     channels: tuple[int, int, int, int] = (24, 40, 112, 320)
     """Channels of the four maps, finest first."""
-    strides = (4, 8, 16, 32)
+    strides: tuple[int, int, int, int] = (4, 8, 16, 32)
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         super().__init__()
@@ -110,6 +112,14 @@ class EfficientNetLite0(nn.Module):
         )
         self.stages = nn.ModuleList()
         self.coordinate_frequencies = int((config or {}).get("coordinate_frequencies", 0))
+        self.input_stride = int((config or {}).get("input_stride", 1))
+        if self.coordinate_frequencies < 0 or self.input_stride < 1:
+            raise ValueError(
+                f"Expected coordinate_frequencies >= 0 and input_stride >= 1, "
+                f"got {self.coordinate_frequencies} and {self.input_stride}."
+            )
+        first, second, third, fourth = (s * self.input_stride for s in type(self).strides)
+        self.strides = (first, second, third, fourth)
         fine, middle, coarse, coarsest = (c + 4 * self.coordinate_frequencies for c in type(self).channels)
         self.channels = (fine, middle, coarse, coarsest)
         inputs = _STEM_CHANNELS
@@ -125,7 +135,9 @@ class EfficientNetLite0(nn.Module):
         self.train(self.training)
 
     def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
-        """Maps at strides 4, 8, 16, 32 of ``(rgb - 127) / 128``, each ``(B, channels[i], ceil(H/s), ceil(W/s))``."""
+        """Maps at :attr:`strides` of ``(rgb - 127) / 128``, each ``(B, channels[i], ceil(H/s), ceil(W/s))``."""
+        if self.input_stride > 1:
+            pixels_BCHW = F.avg_pool2d(pixels_BCHW, self.input_stride, ceil_mode=True)
         x_BCHW = self.stem(pixels_BCHW)
         maps = []
         for i, stage in enumerate(self.stages):

@@ -1,4 +1,4 @@
-"""The recipe of the built-in model: phases, and a checkpoint folder that the pipeline can load."""
+"""The recipe of the built-in model, and a checkpoint folder that the pipeline can load."""
 
 from __future__ import annotations
 
@@ -14,20 +14,11 @@ from panoptile.model.mask2former import Mask2FormerForUniversalSegmentation
 from panoptile.model.segmenter import Segmenter
 
 
-def test_phases_follow_each_other_and_fill_the_run() -> None:
-    """Every step has a phase, phases never go back, and each lasts its share of the steps."""
-    phases = [recipe.phase_of_step(step, 200) for step in range(200)]
-    assert phases == sorted(phases)
-    assert [phases.count(i) for i in range(len(recipe.PHASES))] == [
-        round(200 * p.share) for p in recipe.PHASES
-    ]
-
-
 def test_every_window_shows_about_a_tile() -> None:
-    """A window of any phase covers between 0.6 and 1.2 sides of the tile that the pipeline cuts by default."""
-    for phase in recipe.PHASES:
-        extents = [phase.size / scale for scale in phase.scale_range]
-        assert 0.6 * 512 <= min(extents) <= max(extents) <= 1.2 * 512
+    """A training window covers between 0.7 and 1.15 sides of the tile that the pipeline cuts by default."""
+    extents = [recipe.WINDOW_SIZE / scale for scale in recipe.SCALE_RANGE]
+    assert 0.7 * 512 <= min(extents) <= max(extents) <= 1.15 * 512
+    assert recipe.WINDOW_SIZE * recipe.INPUT_STRIDE == 512
 
 
 def test_the_exported_folder_is_a_checkpoint(tmp_path: Path) -> None:
@@ -42,6 +33,7 @@ def test_the_exported_folder_is_a_checkpoint(tmp_path: Path) -> None:
     assert (folder / "model.safetensors").stat().st_size < 25e6
     assert json.loads((folder / "config.json").read_text())["panoptile"]["score_threshold"] == 0.25
     segmenter = Segmenter.load(str(folder), device="cpu")
+    assert json.loads((folder / "config.json").read_text())["backbone_config"]["input_stride"] == 2
     assert [c.name for c in segmenter.classes] == ["building", "tree crown", "vegetation", "ground"]
     assert segmenter.classes.thing_label_ids == {0, 1}
     assert segmenter.mean_pixel == (127, 127, 127)

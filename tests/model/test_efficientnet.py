@@ -108,3 +108,19 @@ def test_coordinates_tell_every_place_apart() -> None:
     places = maps[0][0, -12:].flatten(1).T
     assert float(torch.pdist(places).min()) > 0.05
     assert EfficientNetLite0().channels == (24, 40, 112, 320)
+
+
+def test_an_input_stride_is_a_mean_of_pixels() -> None:
+    """With an input stride of 2 the maps are those of the image averaged over 2 × 2 pixels, at twice the strides."""
+    torch.manual_seed(0)
+    fine = EfficientNetLite0({"model_type": "efficientnet_lite0", "input_stride": 2}).eval()
+    plain = EfficientNetLite0().eval()
+    plain.load_state_dict(fine.state_dict())
+    pixels = torch.randn(1, 3, 64, 96)
+    means = pixels.view(1, 3, 32, 2, 48, 2).mean(dim=(3, 5))
+    with torch.no_grad():
+        for a, b in zip(fine(pixels), plain(means), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert fine.strides == (8, 16, 32, 64)
+    with pytest.raises(ValueError, match="input_stride >= 1"):
+        EfficientNetLite0({"input_stride": 0})
