@@ -9,14 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from tests.model.reference_network import assert_close, run_reference, use_reference_masks
 
 from panoptile.model.config import Mask2FormerConfig
-from panoptile.model.decoder import MaskHead
 from panoptile.model.mask2former import Mask2FormerForUniversalSegmentation
 
-# fp32 rounding of a few hundred operations gives 1e-6 here; an error of the method gives more than 1e-2.
-TOLERANCE = 1e-4
 BACKBONES = ["swin7", "swin12", "resnet-basic", "resnet-bottleneck"]
 
 CASES: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
@@ -48,8 +45,8 @@ def test_every_output_equals_the_reference(
     reference.save_pretrained(tmp_path)
     ours = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path)
     pixels = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    expected, normed, blocked = _run_reference(reference, pixels)
-    _use_reference_masks(monkeypatch, ours, blocked)
+    expected, normed, blocked = run_reference(reference, pixels)
+    use_reference_masks(monkeypatch, ours, blocked)
     with torch.inference_mode():
         got = ours(pixels, output_hidden_states=True, output_auxiliary_logits=True)
     assert float(expected.masks_queries_logits.abs().mean()) > 0.1, (
@@ -65,15 +62,15 @@ def test_every_output_equals_the_reference(
         "pixel_decoder_hidden_states",
         "transformer_decoder_hidden_states",
     ):
-        _assert_close(name, getattr(got, name), getattr(expected, name))
-    _use_reference_masks(monkeypatch, ours, blocked)
+        assert_close(name, getattr(got, name), getattr(expected, name))
+    use_reference_masks(monkeypatch, ours, blocked)
     with torch.inference_mode():
         states = ours.model(pixels, output_hidden_states=True)
-    _assert_close("normed states", states.transformer_decoder_intermediate_states, tuple(normed))
+    assert_close("normed states", states.transformer_decoder_intermediate_states, tuple(normed))
     assert len(got.auxiliary_logits) == len(expected.auxiliary_logits)
     for i, (a, b) in enumerate(zip(got.auxiliary_logits, expected.auxiliary_logits, strict=True)):
         for name in ("class_queries_logits", "masks_queries_logits"):
-            _assert_close(f"auxiliary {i} {name}", a[name], b[name])
+            assert_close(f"auxiliary {i} {name}", a[name], b[name])
 
 
 @pytest.mark.parametrize("backbone", ["swin7", "resnet-bottleneck"])
@@ -182,51 +179,3 @@ def test_impossible_configurations_are_refused(values: dict[str, Any], message: 
     """What we cannot build is refused with the reason, not built differently."""
     with pytest.raises(ValueError, match=message), torch.device("meta"):
         Mask2FormerForUniversalSegmentation(Mask2FormerConfig.from_dict(values))
-
-
-def _run_reference(reference: Any, pixels: Tensor) -> tuple[Any, list[Tensor], list[Tensor]]:
-    """The reference's output and, per prediction, its normed states (Q, B, C) and its attention mask (B, Q, S)."""
-    normed: list[Tensor] = []
-    blocked: list[Tensor] = []  # True where a query may not look
-
-    def keep(module: Any, args: Any, out: Any) -> None:
-        normed.append(args[0])
-        blocked.append(out[1].view(pixels.shape[0], -1, *out[1].shape[1:])[:, 0])
-
-    hook = reference.model.transformer_module.decoder.mask_predictor.register_forward_hook(keep)
-    with torch.no_grad():
-        output = reference(pixel_values=pixels, output_hidden_states=True, output_auxiliary_logits=True)
-    hook.remove()
-    return output, normed, blocked
-
-
-def _use_reference_masks(
-    monkeypatch: pytest.MonkeyPatch, ours: Mask2FormerForUniversalSegmentation, blocked: list[Tensor]
-) -> None:
-    decoder = ours.model.transformer_module.decoder
-    own = type(decoder).attention_mask.__get__(decoder)
-    remaining = iter(blocked)
-
-    def exchanged(normed: Tensor, pooled: MaskHead) -> Tensor:
-        attend = ~next(remaining)
-        attend = (attend | ~attend.any(-1, keepdim=True))[:, None]
-        logits = pooled.logits(decoder.mask_embedding(normed)).flatten(2)[:, None]
-        flipped = own(normed, pooled) != attend
-        whole_rows = flipped.all(-1, keepdim=True)  # a row whose last open bit flipped opens as a whole
-        assert not (flipped & ~whole_rows & (logits.abs() > TOLERANCE)).any()
-        return attend
-
-    monkeypatch.setattr(decoder, "attention_mask", exchanged)
-
-
-def _assert_close(name: str, got: Any, expected: Any) -> None:
-    if isinstance(got, tuple):
-        assert len(got) == len(expected), name
-        for i, (a, b) in enumerate(zip(got, expected, strict=True)):
-            _assert_close(f"{name}[{i}]", a, b)
-        return
-    assert got.shape == expected.shape, f"{name}: {got.shape} against {expected.shape}"
-    difference = (got - expected).detach().abs()
-    assert float(difference.max()) < TOLERANCE, (
-        f"{name}: max {difference.max():.2e}, mean {difference.mean():.2e}"
-    )
