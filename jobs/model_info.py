@@ -1,22 +1,36 @@
-"""``panoptile model info``: what a checkpoint is, read from its headers alone."""
+"""``panoptile model info``: what a checkpoint is, read from its headers alone (a pickle has none: it is read whole)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from panoptile.jobs.exits import invalid
 from panoptile.jobs.models import checkpoint_folder
 
+if TYPE_CHECKING:
+    from panoptile.model.config import Mask2FormerConfig
 
-def info_fields(model: str, labels: str | None) -> dict[str, Any]:
-    """What ``model info --json`` prints. Raises :class:`JobError` where the checkpoint would not load."""
+
+_SIZES = (32, 8192)
+
+
+def info_fields(model: str, labels: str | None, size: int | None = None) -> dict[str, Any]:
+    """What ``model info --json`` prints. Raises :class:`JobError` where the checkpoint would not load.
+
+    ``size``: the side in pixels of the square tile whose operations are counted; without it none are.
+    """
     from panoptile.model.checkpoint import inspect_checkpoint
+    from panoptile.model.inferred_config import read_config
 
+    if size is not None and not _SIZES[0] <= size <= _SIZES[1]:
+        raise invalid(f"--size is between {_SIZES[0]} and {_SIZES[1]} px, got {size}.")
     path = checkpoint_folder(model)
     try:
         info = inspect_checkpoint(str(path), labels=labels)
+        config = read_config(path)
     except ValueError as e:
         raise invalid(str(e)) from e
+    block = config.panoptile or {}
     return {
         "path": str(path),
         "layout": info.layout,
@@ -26,9 +40,19 @@ def info_fields(model: str, labels: str | None) -> dict[str, Any]:
         "channels": info.channels,
         "parameters": info.parameters,
         "gsd_m": info.gsd_m,
+        "gflops": None if size is None else _gflops(config, size),
+        "gflops_size": size,
+        "license": block.get("license"),
+        "note": block.get("note"),
         "sha256": info.sha256,
         "classes": info.classes.to_json(),
     }
+
+
+def _gflops(config: Mask2FormerConfig, size: int) -> float:
+    from panoptile.model.flops import forward_flops
+
+    return float(f"{forward_flops(config, size, size) / 1e9:.4g}")
 
 
 def info_text(fields: dict[str, Any]) -> str:
@@ -42,14 +66,18 @@ def info_text(fields: dict[str, Any]) -> str:
         "task": fields["task"],
         "key layout": fields["layout"],
         "parameters": f"{fields['parameters']:,}",
+        "operations": fields["gflops"]
+        and f"{fields['gflops']:,} GFLOP per tile of {fields['gflops_size']} px",
         "queries": f"{fields['num_queries']} (the most segments of one tile)",
         "input": f"{fields['channels']} bands"
         + (f", trained at {fields['gsd_m']:g} m per pixel" if fields["gsd_m"] else ""),
+        "license": fields["license"],
+        "note": fields["note"],
         "sha256": fields["sha256"],
         f"things ({len(things)})": _shortened(things),
         f"stuff ({len(stuff)})": _shortened(stuff),
     }
-    return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
+    return "\n".join(f"{name:<14} {value}" for name, value in rows.items() if value is not None)
 
 
 def _shortened(names: list[str], most: int = 12) -> str:

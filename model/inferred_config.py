@@ -15,6 +15,7 @@ from typing import Any
 
 from panoptile.model.config import CONFIG_NAME, Mask2FormerConfig
 from panoptile.model.label_tables import TABLES
+from panoptile.model.timm_resnet import STAGES
 from panoptile.model.weights import Shape, canonical_shapes, read_shapes
 
 log = logging.getLogger(__name__)
@@ -112,6 +113,7 @@ def _resnet(shapes: Mapping[str, Shape]) -> dict[str, Any]:
         "num_channels": stem[1],
         "embedding_size": stem[0],
         "layer_type": "bottleneck" if last == 2 else "basic",
+        "out_features": list(STAGES),
         "depths": [_count(shapes, f"{_ENCODER}encoder.stages.{i}.layers.") for i in stages],
         "hidden_sizes": [
             shapes[f"{_ENCODER}encoder.stages.{i}.layers.0.layer.{last}.convolution.weight"][0]

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+STAGES = ("stage1", "stage2", "stage3", "stage4")
+"""All four, as configurations name them; other programs give the last one only, unless told."""
 _ENCODER = "model.pixel_level_module.encoder."
 _BACKBONE = _ENCODER + "_backbone."
 _DEPTHS: dict[str, tuple[int, ...]] = {
@@ -60,5 +62,6 @@ def resnet_config(timm_config: Mapping[str, Any]) -> dict[str, Any]:
         "layer_type": "basic" if basic else "bottleneck",
         "depths": list(depths),
         "hidden_sizes": [64, 128, 256, 512] if basic else [256, 512, 1024, 2048],
+        "out_features": list(STAGES),
         "num_channels": int(timm_config.get("num_channels", 3)),
     }
