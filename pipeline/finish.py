@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline.joined import Fragments, Joined, JoinedLabels, join
 from panoptile.pipeline.label_cog import Compression
-from panoptile.pipeline.memory import release_unused
+from panoptile.pipeline.memory import map_large_blocks, release_unused
 from panoptile.pipeline.plan import RasterPlan, Unit
 from panoptile.pipeline.preview import write_preview
 from panoptile.pipeline.publish import publish_raster
@@ -91,6 +91,7 @@ def finish_input(
     Units that are not committed are nodata in the result and listed in ``missing_units``.
     """
     info = plan.info
+    map_large_blocks()
     release_unused()
     fragments = Fragments(store, plan)
     started = time.perf_counter()

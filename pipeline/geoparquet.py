@@ -35,6 +35,8 @@ GROUP_ROWS = 50_000
 """Rows of a row group, at most."""
 _GROUP_BYTES = 8 << 20
 """Spooled bytes of a row group, at most (a quarter of its WKB): groups with large outlines have fewer rows."""
+_BATCH_ROWS = 1_000
+"""Rows that are turned into columns at once: run-length codes take some 80 bytes a pixel of horizontal outline."""
 _BATCH_BYTES = 1 << 20
 """Spooled bytes that are turned into columns at once."""
 
@@ -102,7 +104,7 @@ def write_geoparquet(
 
 def _groups(spool: OutlineSpool) -> Iterator[Iterator[Batch]]:
     """Batches of one row group each; a group must be used up before the next is asked for."""
-    batches = spool.batches(GROUP_ROWS // 10, _BATCH_BYTES)
+    batches = spool.batches(_BATCH_ROWS, _BATCH_BYTES)
     ahead = next(batches, None)
 
     def one_group() -> Iterator[Batch]:
