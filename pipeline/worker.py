@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from panoptile.pipeline.raster_source import RasterSource, RasterTile
 
 from panoptile.pipeline.fragment import PackedTile, empty_tile, encode_fragment, pack_tile, tile_fragment
 from panoptile.pipeline.grid import Tile
 from panoptile.pipeline.layout import commit_key, fragment_key, plan_key
 from panoptile.pipeline.plan import RasterPlan, Unit
+from panoptile.pipeline.raster_source import RasterSource, RasterTile
 from panoptile.pipeline.replica import ReplicaFactory, TileBatch
 from panoptile.pipeline.store import Store
 

@@ -27,7 +27,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
 
 def network(files: WorldFiles, out: Path, checkpoint: str, **options: object) -> Path:
     fields: dict[str, object] = {"model": checkpoint, "labels": None, "tile": 96, "overlap": 32, "score": 0.0}
-    run(files, out, **{**fields, **options})
+    run(files, out, **{**fields, **options})  # type: ignore[arg-type]
     return out
 
 

@@ -70,7 +70,7 @@ def check_products(out: Path) -> None:
 
 
 def _check_cogs(*paths: Path) -> None:
-    from rio_cogeo import cog_validate
+    from rio_cogeo.cogeo import cog_validate
 
     for path in paths:
         valid, errors, warnings = cog_validate(path, strict=True, quiet=True)
