@@ -73,7 +73,9 @@ class Mask2FormerModel(PretrainedNetwork):
         states = self.states(pixel_values, attentions=_chosen(output_attentions, config.output_attentions))
         output = Mask2FormerModelOutput(
             **self.common_fields(states, _chosen(output_hidden_states, config.output_hidden_states)),
-            masks_queries_logits=Pending(lambda: tuple(map(self.mask_logits(states), states.decoder.normed))),
+            masks_queries_logits=Pending(
+                lambda: tuple(map(self.mask_logits(states), states.decoder.normed)), pixel_values.device
+            ),
         )
         if _chosen(output_hidden_states, config.output_hidden_states):
             output.transformer_decoder_intermediate_states = tuple(
@@ -106,7 +108,7 @@ class Mask2FormerModel(PretrainedNetwork):
         features = states.mask_head.features_BCHW
         fields: dict[str, Any] = {
             "encoder_last_hidden_state": states.maps[-1],
-            "pixel_decoder_last_hidden_state": Pending(lambda: projection(features)),
+            "pixel_decoder_last_hidden_state": Pending(lambda: projection(features), features.device),
             "transformer_decoder_last_hidden_state": states.decoder.hidden[-1],
         }
         if states.decoder.attentions is not None:

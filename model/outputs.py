@@ -16,16 +16,23 @@ from torch import Tensor
 
 
 class Pending:
-    """A value to be computed later, with gradients if there were gradients when it was promised."""
+    """A value to be computed later, under the gradient mode and autocast of the moment when it was promised."""
 
-    def __init__(self, compute: Callable[[], Any]) -> None:
+    def __init__(self, compute: Callable[[], Any], device: torch.device) -> None:
         self._compute = compute
+        self._kind = device.type
         self._inference = torch.is_inference_mode_enabled()
         self._gradients = torch.is_grad_enabled()
+        self._autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
 
     def __call__(self) -> Any:
+        enabled, dtype = self._autocast
         # Outside inference mode its tensors could not take part in anything that records gradients.
-        with torch.inference_mode(self._inference), torch.set_grad_enabled(self._gradients):
+        with (
+            torch.inference_mode(self._inference),
+            torch.set_grad_enabled(self._gradients),
+            torch.autocast(self._kind, dtype=dtype, enabled=enabled),
+        ):
             return self._compute()
 
 
