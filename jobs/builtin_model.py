@@ -168,6 +168,7 @@ def export(
     model, steps = averaged_model(run / "checkpoint.pt")
     assert model.config.panoptile is not None
     model.config.panoptile["score_threshold"] = score_threshold
+    model.config.panoptile["colors"] = list(COLORS)
     model.save_pretrained(to)
     processor = {
         "image_processor_type": "Mask2FormerImageProcessor",

@@ -180,7 +180,8 @@ def _class_table(
             )
     else:
         shown = list(table.names) if table is not None and are_placeholders(names) else names
-        classes = ClassTable.from_names(_unique(shown), _thing_label_ids(config, task, table, path))
+        things = _thing_label_ids(config, task, table, path)
+        classes = ClassTable.from_names(_unique(shown), things, (config.panoptile or {}).get("colors"))
     if task == "semantic":
         return _as_stuff(classes, frozenset(range(len(classes))))
     if task == "instance" and not classes.thing_label_ids:

@@ -6,7 +6,7 @@ Ids of published products are ``label_id + 1``, because 0 is void (input seen, n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 

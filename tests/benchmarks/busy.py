@@ -33,7 +33,7 @@ def main() -> None:
         import ray
 
         os.environ["RAY_AUTH_MODE"] = "disabled"
-        os.environ["RAY_worker_niceness"] = "0"  # as start_ray sets it
+        os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (Ray spells it so; start_ray sets it too)
         ray.init(
             address="local",
             num_cpus=2,
