@@ -1,7 +1,7 @@
 """The configuration of a Mask2Former: the documented field names and defaults, read from and written to JSON.
 
 Unusual: ``decoder_layers`` counts the prediction on the raw queries too, so 10 means 9 layers (as in the public
-checkpoints). The backbone's part stays a plain dict, because each backbone has its own fields. The constructor is
+checkpoints). The backbone's part stays a dict, because each backbone has its own fields. The constructor is
 written by hand, because the documented one also takes aliases and counts (``hidden_size``, ``num_labels``).
 """
 
@@ -37,6 +37,18 @@ _ALIASES = {"hidden_size": "hidden_dim", "num_hidden_layers": "decoder_layers"}
 CONFIG_NAME = "config.json"
 
 
+class BackboneConfig(dict[str, Any]):
+    """A backbone's fields, as a dict and as attributes; each backbone has its own."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(f"This backbone's configuration has no {name}; it has {', '.join(self)}.")
+        return self[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+
 @dataclass(init=False)
 class Mask2FormerConfig:
     """All that is needed to build the network; the rest of the package treats it as immutable.
@@ -46,7 +58,7 @@ class Mask2FormerConfig:
     logged, a null means the default. Raises ``ValueError`` for what cannot be built.
     """
 
-    backbone_config: dict[str, Any] = field(default_factory=lambda: dict(_SWIN_DEFAULTS))
+    backbone_config: BackboneConfig = field(default_factory=lambda: BackboneConfig(_SWIN_DEFAULTS))
     """``model_type`` (swin, resnet, efficientnet_lite0) and that backbone's own fields."""
     feature_size: int = 256
     """Channels of the pixel decoder; a multiple of 32 (group norm) and of ``num_attention_heads``."""
@@ -114,9 +126,9 @@ class Mask2FormerConfig:
 
     def _settle(self) -> None:
         """Bring what was given into its final form, and check it."""
-        self.backbone_config = _as_dict(self.backbone_config)
+        self.backbone_config = _as_backbone(self.backbone_config)
         if self.backbone_config.get("model_type", "swin") == "swin":
-            self.backbone_config = _SWIN_DEFAULTS | self.backbone_config
+            self.backbone_config = BackboneConfig(_SWIN_DEFAULTS | self.backbone_config)
         self.feature_strides = tuple(self.feature_strides)
         self.id2label = {int(k): str(v) for k, v in self.id2label.items()}
         if sorted(self.id2label) != list(range(len(self.id2label))):
@@ -150,6 +162,11 @@ class Mask2FormerConfig:
     def num_labels(self) -> int:
         """K, the classes without no-object."""
         return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        if count != len(self.id2label):
+            self.id2label = {i: f"LABEL_{i}" for i in range(count)}
 
     @property
     def label2id(self) -> dict[str, int]:
@@ -250,6 +267,6 @@ def _label_names(
     return {int(i): str(name) for i, name in id2label.items()}
 
 
-def _as_dict(backbone: Any) -> dict[str, Any]:
-    """A backbone's configuration as a plain dict; objects with ``to_dict`` (such as transformers') are accepted."""
-    return dict(backbone.to_dict() if hasattr(backbone, "to_dict") else backbone)
+def _as_backbone(values: Any) -> BackboneConfig:
+    """A backbone's configuration; objects with ``to_dict`` (such as transformers') are accepted."""
+    return BackboneConfig(values.to_dict() if hasattr(values, "to_dict") else values)

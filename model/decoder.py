@@ -24,8 +24,8 @@ from panoptile.model.positions import sine_positions
 class DecoderStates:
     """What the layers leave behind; entry 0 of each list belongs to the raw queries."""
 
-    hidden: list[Tensor]
-    """(B, Q, C) states, before the shared final norm."""
+    hidden_QBC: list[Tensor]
+    """(Q, B, C) states, before the shared final norm; in this order, so that gradients pass through them."""
     normed: list[Tensor]
     """(B, Q, C) layer-normed states: the input of both heads, and the embedding of a query for tracking."""
     attentions: list[Tensor] | None = None
@@ -122,14 +122,16 @@ class MaskedAttentionDecoder(nn.Module):
         attentions: bool = False,
     ) -> DecoderStates:
         collected: list[Tensor] | None = [] if attentions else None
-        hidden, normed = [queries_BQC], [self.layernorm(queries_BQC)]
+        hidden_QBC, normed = [queries_BQC.transpose(0, 1)], [self.layernorm(queries_BQC)]
         for i, layer in enumerate(self.layers):
             level = i % LEVELS
             with torch.no_grad():
                 attend = self.attention_mask(normed[-1], pooled_heads[level])
-            hidden.append(layer(hidden[-1], query_position_QC, keys[level], values[level], attend, collected))
-            normed.append(self.layernorm(hidden[-1]))
-        return DecoderStates(hidden, normed, collected)
+            x_BQC = hidden_QBC[-1].transpose(0, 1)
+            x_BQC = layer(x_BQC, query_position_QC, keys[level], values[level], attend, collected)
+            hidden_QBC.append(x_BQC.transpose(0, 1))
+            normed.append(self.layernorm(hidden_QBC[-1].transpose(0, 1)))
+        return DecoderStates(hidden_QBC, normed, collected)
 
     def mask_embedding(self, normed_BQC: Tensor) -> Tensor:
         """(B, Q, mask_feature_size)."""
@@ -231,11 +233,14 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, position: Tensor, attentions: list[Tensor] | None = None) -> Tensor:
         placed = x + position
         q, k, v = self.q_proj(placed), self.k_proj(placed), self.v_proj(x)
-        if attentions is not None:  # beside the fast attention, which never holds them
+        dropout = self.dropout if self.training else 0.0
+        if attentions is None:
+            mixed = attention(q, k, v, self.heads, None, dropout)
+        else:  # the plain way, so that gradients pass through the weights
             attentions.append(attention_weights(q, k, self.heads))
-        out: Tensor = self.out_proj(
-            attention(q, k, v, self.heads, None, self.dropout if self.training else 0.0)
-        )
+            values = torch.unflatten(v, -1, (self.heads, -1)).transpose(1, 2)
+            mixed = (F.dropout(attentions[-1], dropout) @ values).transpose(1, 2).flatten(2)
+        out: Tensor = self.out_proj(mixed)
         return out
 
 

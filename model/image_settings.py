@@ -42,7 +42,7 @@ _IGNORED = frozenset(
         "default_to_square",
     ]
 )
-_OLD_NAMES = {"reduce_labels": "do_reduce_labels"}
+_OLD_NAMES = {"reduce_labels": "do_reduce_labels", "size_divisibility": "size_divisor"}
 
 
 @dataclass(frozen=True)

@@ -109,16 +109,14 @@ class Mask2FormerModel(PretrainedNetwork):
         fields: dict[str, Any] = {
             "encoder_last_hidden_state": states.maps[-1],
             "pixel_decoder_last_hidden_state": Pending(lambda: projection(features), features.device),
-            "transformer_decoder_last_hidden_state": states.decoder.hidden[-1],
+            "transformer_decoder_last_hidden_state": states.decoder.hidden_QBC[-1].transpose(0, 1),
         }
         if states.decoder.attentions is not None:
             fields["attentions"] = tuple(states.decoder.attentions)
         if hidden_states:
             fields["encoder_hidden_states"] = tuple(states.maps)
             fields["pixel_decoder_hidden_states"] = tuple(states.levels)
-            fields["transformer_decoder_hidden_states"] = tuple(
-                x.transpose(0, 1) for x in states.decoder.hidden
-            )
+            fields["transformer_decoder_hidden_states"] = tuple(states.decoder.hidden_QBC)
         return fields
 
 
