@@ -56,6 +56,8 @@ RECIPE = OptimiserRecipe(
 )
 COORDINATE_FREQUENCIES = 5
 """The finest wave has 8 periods a tile: neighbours of 32 px side by side get opposite signs."""
+COLORS = ("#e4572e", "#ffd23f", "#3f9b57", "#c2b8a3")
+"""Of building, tree crown, vegetation and ground, for palettes and previews."""
 GRID_SIDE = 10
 STUFF_LABELS = tuple(i for i in range(len(CLASS_NAMES)) if i not in THING_LABELS)
 PLACE_WEIGHT = 20.0

@@ -81,11 +81,24 @@ class ClassTable:
         ]
 
     @classmethod
-    def from_names(cls, names: list[str], thing_label_ids: frozenset[int] | set[int]) -> ClassTable:
-        """A table with generated, well-spread colours."""
+    def from_names(
+        cls,
+        names: list[str],
+        thing_label_ids: frozenset[int] | set[int],
+        colors: Sequence[str] | None = None,
+    ) -> ClassTable:
+        """A table with the given colours (``#rrggbb``), or generated, well-spread ones."""
+        if colors is not None and len(colors) != len(names):
+            raise ValueError(f"There are {len(names)} classes but {len(colors)} colours.")
         return cls(
             tuple(
-                SegmentClass(i, name, i in thing_label_ids, spread_color(i)) for i, name in enumerate(names)
+                SegmentClass(
+                    i,
+                    name,
+                    i in thing_label_ids,
+                    spread_color(i) if colors is None else _parse_color(colors[i], i, "the class table"),
+                )
+                for i, name in enumerate(names)
             )
         )
 
