@@ -20,10 +20,10 @@ class Pending:
 
     def __init__(self, compute: Callable[[], Any], device: torch.device) -> None:
         self._compute = compute
-        self._kind = device.type
+        self._kind = "cpu" if device.type == "meta" else device.type  # no autocast is known for shapes alone
         self._inference = torch.is_inference_mode_enabled()
         self._gradients = torch.is_grad_enabled()
-        self._autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+        self._autocast = torch.is_autocast_enabled(self._kind), torch.get_autocast_dtype(self._kind)
 
     def __call__(self) -> Any:
         enabled, dtype = self._autocast
