@@ -75,7 +75,7 @@ def as_images(images: Any, data_format: str | None, *, device: torch.device | st
     """
     found = []
     for image in _flat(images, ndim=3):
-        pixels = _as_tensor(image, device)
+        pixels = _as_tensor(image, device, as_colours=True)
         if pixels.ndim == 2:
             found.append(pixels[None])
             continue
@@ -87,6 +87,14 @@ def as_images(images: Any, data_format: str | None, *, device: torch.device | st
     if not found:
         raise ValueError("There are no images.")
     return found
+
+
+def as_rgb(image_CHW: Tensor) -> Tensor:
+    """Three channels: of one, three copies; of four, without the last; ``ValueError`` for other numbers."""
+    channels = len(image_CHW)
+    if channels not in _CHANNELS:
+        raise ValueError(f"An image of {channels} channels cannot be made RGB.")
+    return image_CHW.expand(3, -1, -1) if channels == 1 else image_CHW[:3]
 
 
 def as_label_maps(maps: Any, *, device: torch.device | str | None) -> list[Tensor]:
@@ -202,9 +210,11 @@ def _flat(images: Any, *, ndim: int) -> list[Any]:
     return [images]
 
 
-def _as_tensor(image: Any, device: torch.device | str | None) -> Tensor:
+def _as_tensor(image: Any, device: torch.device | str | None, *, as_colours: bool = False) -> Tensor:
     if isinstance(image, Tensor):
         return image if device is None else image.to(device)
+    if getattr(image, "mode", None) == "P":  # numbers of a palette, not grey levels
+        image = image.convert("RGB") if as_colours else image
     array = np.asarray(image)
     if array.dtype == object or array.ndim < 2:
         raise ValueError(f"Expected a tensor, an array or a Pillow image, got {type(image).__name__}.")
@@ -222,7 +232,7 @@ def _is_channels_last(image: Any, pixels: Tensor, data_format: str | None) -> bo
                 f'input_data_format must be "channels_first" or "channels_last", got {data_format!r}.'
             )
         return bool(name == "channels_last")
-    if hasattr(image, "getbands"):
+    if hasattr(image, "getbands"):  # Pillow's
         return True
     if pixels.shape[0] in _CHANNELS:
         return False

@@ -24,6 +24,7 @@ from panoptile.model.image_batch import (
     BatchFeature,
     as_images,
     as_label_maps,
+    as_rgb,
     binary_masks,
     normalised,
     padded,
@@ -89,6 +90,8 @@ class Mask2FormerImageProcessor:
         """
         settings = self.settings.changed(changes)
         prepared = as_images(images, input_data_format, device=device)
+        if settings.do_convert_rgb:
+            prepared = [as_rgb(image) for image in prepared]
         if settings.do_resize:
             prepared = [resized(image, settings) for image in prepared]
         size = settings.padded_size([(image.shape[-2], image.shape[-1]) for image in prepared])

@@ -30,7 +30,6 @@ _IGNORED = frozenset(
         "processor_class",
         "_max_size",
         "max_size",
-        "do_convert_rgb",
         "do_pad",
         "do_center_crop",
         "crop_size",
@@ -40,6 +39,7 @@ _IGNORED = frozenset(
         "return_tensors",
         "disable_grouping",
         "default_to_square",
+        "pad_and_return_pixel_mask",
     ]
 )
 _OLD_NAMES = {"reduce_labels": "do_reduce_labels", "size_divisibility": "size_divisor"}
@@ -49,6 +49,8 @@ _OLD_NAMES = {"reduce_labels": "do_reduce_labels", "size_divisibility": "size_di
 class ImageSettings:
     """How images become inputs; the names and defaults are the documented ones."""
 
+    do_convert_rgb: bool | None = None
+    """Whether images of one channel get three, and those of four lose their last."""
     do_resize: bool = True
     size: dict[str, int] | None = None
     """``shortest_edge`` and ``longest_edge`` (800 and 1333), ``height`` and ``width``, or ``max_height`` and
