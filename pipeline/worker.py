@@ -204,10 +204,23 @@ class _UnitRun:
         return deliver()
 
     def _read(self, tile: Tile) -> RasterTile:
+        """The tile as the replica wants it: (C, T, T), padding and pixels without input hold its fill value.
+
+        ``valid`` keeps the window's own shape.
+        """
         started = time.perf_counter()
         read = self._source.read(tile.window)
+        height, width = read.valid.shape
+        fill = np.array(self._worker._replica.fill, np.uint8)[:, None, None]
+        side = self._plan.tile
+        if (height, width) == (side, side) and read.valid.all():
+            pixels = read.pixels
+        else:
+            pixels = np.empty((self._spec.channels, side, side), np.uint8)
+            pixels[:] = fill
+            np.copyto(pixels[:, :height, :width], read.pixels, where=read.valid)
         self._read_clock.add(started)
-        return read
+        return RasterTile(pixels, read.valid)
 
     # --- infer ---
 
@@ -227,7 +240,7 @@ class _UnitRun:
         return encoding
 
     def _segment(self, group: list[tuple[Tile, RasterTile]]) -> list[Future[PackedTile]]:
-        batch = TileBatch(self._padded([read for _, read in group]), tuple(tile for tile, _ in group))
+        batch = TileBatch(self._stacked([read for _, read in group]), tuple(tile for tile, _ in group))
         started = time.perf_counter()
         try:
             maps = self._worker._replica.segment(batch)
@@ -255,16 +268,12 @@ class _UnitRun:
             futures.append(self._worker._encoders.submit(encode))
         return futures
 
-    def _padded(self, reads: list[RasterTile]) -> NDArray[np.uint8]:
-        """(B, C, T, T): the fixed batch; padding and pixels without input hold the replica's fill value."""
-        side = self._plan.tile
-        fill = np.array(self._worker._replica.fill, np.uint8)[:, None, None]
-        pixels = np.empty((self._spec.batch, self._spec.channels, side, side), np.uint8)
-        pixels[:] = fill
-        for image, read in zip(pixels, reads, strict=False):
-            height, width = read.valid.shape
-            image[:, :height, :width] = np.where(read.valid, read.pixels, fill)
-        return pixels
+    def _stacked(self, reads: list[RasterTile]) -> NDArray[np.uint8]:
+        """(B, C, T, T): the batch in its fixed shape; images that are missing at the end are blank."""
+        if len(reads) == self._spec.batch == 1:
+            return reads[0].pixels[None]
+        blank = np.zeros_like(reads[0].pixels)
+        return np.stack([r.pixels for r in reads] + [blank] * (self._spec.batch - len(reads)))
 
     # --- commit ---
 
