@@ -87,6 +87,9 @@ def canonical_tensors(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _canonical(stored: Mapping[str, T], cut: Callable[[T, int], Sequence[T]]) -> dict[str, T]:
+    if any(k.startswith("pixel_level_module.") for k in stored):
+        # A network without its class head, as transformers saves it.
+        stored = {"model." + k: v for k, v in stored.items()}
     layout = key_layout(stored)
     found: dict[str, T] = {}
     for key, value in stored.items():

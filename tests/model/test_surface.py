@@ -324,9 +324,10 @@ def test_a_type_can_be_asked_for(swin_folder: Path) -> None:
 def test_the_model_without_heads_goes_to_transformers_and_back(
     make_reference: ReferenceMaker, tmp_path: Path
 ) -> None:
-    """A saved base model loads in both libraries with the same weights."""
+    """A base model saved by either library loads in both with the same weights."""
     transformers = pytest.importorskip("transformers")
-    make_reference("swin7").save_pretrained(tmp_path / "whole")
+    reference = make_reference("swin7")
+    reference.save_pretrained(tmp_path / "whole")
     base = Mask2FormerModel.from_pretrained(tmp_path / "whole")
     base.save_pretrained(tmp_path / "base")
     theirs, info = transformers.Mask2FormerModel.from_pretrained(tmp_path / "base", output_loading_info=True)
@@ -337,6 +338,10 @@ def test_the_model_without_heads_goes_to_transformers_and_back(
     with torch.no_grad():
         expected, got = theirs.eval()(pixel_values=pixels), again(pixels)
     assert_close("maps", got.encoder_last_hidden_state, expected.encoder_last_hidden_state)
+    reference.model.save_pretrained(tmp_path / "theirs")
+    loaded = Mask2FormerModel.from_pretrained(tmp_path / "theirs").state_dict()
+    assert loaded.keys() == base.state_dict().keys()
+    assert all(torch.equal(loaded[k], v) for k, v in base.state_dict().items())
 
 
 def test_a_hub_model_is_fetched_once_and_its_absence_explained(
