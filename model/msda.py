@@ -61,13 +61,17 @@ class DeformableAttention(nn.Module):
         """
         batch, size, channels = x_BSC.shape
         value = self.value_proj(x_BSC).view(batch, size, self.heads, channels // self.heads)
-        query = x_BSC + position_SC
+        # One product for both, with the pixels last: all that follows then runs along contiguous memory.
+        weight = torch.cat([self.sampling_offsets.weight, self.attention_weights.weight])
+        bias = torch.cat([self.sampling_offsets.bias, self.attention_weights.bias])
+        query_CN = (x_BSC + position_SC).flatten(0, 1).T
+        predicted = torch.addmm(bias[:, None], weight, query_CN)
+        count = len(self.attention_weights.weight)
         # Positions in fp32 whatever the activations are: bf16 is off by up to 0.75 px on a 160-px level.
-        offsets = self.sampling_offsets(query).float()
-        offsets = offsets.view(batch, size, self.heads, self.levels, self.points, 2)
-        weights = self.attention_weights(query).view(batch, size, self.heads, self.levels * self.points)
-        weights = weights.softmax(-1).view(batch, size, self.heads, self.levels, self.points)
-        projected: Tensor = self.output_proj(sample(value, offsets, weights, shapes).to(x_BSC.dtype))
+        x, y = predicted[: 2 * count].float().view(self.heads, self.levels, self.points, 2, -1).unbind(3)
+        weights = predicted[2 * count :].view(self.heads, self.levels * self.points, -1).softmax(1).view_as(x)
+        sampled = _sample(value, x, y, weights, shapes, None if x.is_cuda else _CHUNK)
+        projected: Tensor = self.output_proj(sampled.to(x_BSC.dtype))
         return projected
 
 
@@ -79,50 +83,71 @@ def sample(
     ``offsets_xy`` (B, S, h, L, P, 2) in pixels of the sampled level, x first; ``weights`` (B, S, h, L, P); outside a
     level is zero. Returns (B, S, h·D).
     """
+    x, y = offsets_xy.flatten(0, 1).movedim(0, -1).unbind(-2)
+    return _sample(value_BShD, x, y, weights.flatten(0, 1).movedim(0, -1), shapes, chunk)
+
+
+def _sample(
+    value_BShD: Tensor,
+    x_hLPN: Tensor,
+    y_hLPN: Tensor,
+    weights_hLPN: Tensor,
+    shapes: Shapes,
+    chunk: int | None,
+) -> Tensor:
+    """``sample`` with offsets and weights (h, L, P, B·S): the pixels of the batch last."""
     batch, size, heads, depth = value_BShD.shape
-    table = value_BShD.reshape(batch * size * heads, depth)
-    points, weights = offsets_xy.flatten(0, 1), weights.flatten(0, 1)
-    origins = pixel_origins(shapes, value_BShD.device)
+    origins_xy = _origins_by_axis(shapes, value_BShD.device)
     rows = []
-    for start in range(0, batch * size, chunk):
-        part = slice(start, min(start + chunk, batch * size))
-        index, corner_weights = _corners(points[part], weights[part], origins, start, shapes)
-        rows.append(
-            F.embedding_bag(index, table, mode="sum", per_sample_weights=corner_weights.to(table.dtype))
-        )
+    for image, value_ShD in enumerate(value_BShD):
+        table = value_ShD.reshape(size * heads, depth)
+        for start in range(0, size, chunk or size):
+            own = slice(start, min(start + (chunk or size), size))
+            part = slice(image * size + own.start, image * size + own.stop)
+            offsets_xy = x_hLPN[..., part], y_hLPN[..., part]
+            index, corner_weights = _corners(
+                offsets_xy, origins_xy[..., own], weights_hLPN[..., part], shapes
+            )
+            rows.append(
+                F.embedding_bag(index, table, mode="sum", per_sample_weights=corner_weights.to(table.dtype))
+            )
     return torch.cat(rows).view(batch, size, heads * depth)
 
 
 def _corners(
-    offsets: Tensor, weights: Tensor, origins: Tensor, start: int, shapes: Shapes
+    offsets_xy: tuple[Tensor, Tensor], origins_xy: Tensor, weights: Tensor, shapes: Shapes
 ) -> tuple[Tensor, Tensor]:
-    """Rows of the value table and their weights for the queries ``start…``: both (n·h, L·P·4)."""
-    count, heads = offsets.shape[:2]
-    size, device = origins.shape[0], offsets.device
-    query = torch.arange(start, start + count, dtype=torch.int32, device=device)
-    base = query.div(size, rounding_mode="floor") * size  # first row of the query's image
-    x, y = (offsets + origins[query - base][:, None, :, None]).unbind(-1)  # (n, h, L, P)
-    width, height, first = _level_geometry(shapes, device)
-    col, weight_x = _axis(x, width)
-    row, weight_y = _axis(y, height)
-    # Rows of the table are (pixel, head); what depends on one axis is settled before the axes meet, at half the size.
-    head = torch.arange(heads, dtype=torch.int32, device=device)
-    start_of_level = (base[:, None, None] + first) * heads + head[:, None]  # (n, h, L)
-    index_y = row * (width * heads)[:, None, None] + start_of_level[..., None, None]
-    index = index_y[..., :, None] + (col * heads)[..., None, :]
-    corner = (weights[..., None] * weight_y)[..., :, None] * weight_x[..., None, :]
-    return index.reshape(count * heads, -1), corner.reshape(count * heads, -1)
+    """Rows of an image's value table (pixel, head) and their weights: both (n·h, 4·L·P).
+
+    Offsets along x and y and weights are (h, L, P, n), the origins (2, L, 1, n).
+    """
+    heads, _, _, count = weights.shape
+    width, height, first = _level_geometry(shapes, weights.device)
+    cols, weights_x = _axis(offsets_xy[0] + origins_xy[0], width)
+    rows, weights_y = _axis(offsets_xy[1] + origins_xy[1], height)
+    head = torch.arange(heads, dtype=torch.int32, device=weights.device)[:, None, None, None]
+    # What depends on one axis is settled before the axes meet, at half the size.
+    steps = width * heads
+    starts = [row * steps + (first * heads + head) for row in rows]
+    cols = [col * heads for col in cols]
+    parts = [weights * weight for weight in weights_y]
+    index = torch.stack([start + col for start in starts for col in cols], dim=1)
+    corner = torch.stack([part * weight for part in parts for weight in weights_x], dim=1)
+    # Transposed last, as whole matrices: each query's samples must lie together.
+    return tuple(t.view(-1, count).T.contiguous().view(count * heads, -1) for t in (index, corner))  # type: ignore[return-value]
 
 
-def _axis(position: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
-    """The two neighbours along one axis, clamped into the level, and their weights, 0 outside: both (…, 2)."""
+def _axis(position: Tensor, extent: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The two neighbours along one axis, clamped into the level, and their weights, 0 outside."""
     low = position.detach().floor()
     high_weight = position - low
-    cells = torch.stack([low, low + 1], dim=-1)
-    limit = (extent - 1)[:, None, None].to(cells.dtype)
-    clamped = torch.minimum(cells.clamp(min=0), limit)
-    weights = torch.stack([1 - high_weight, high_weight], dim=-1) * (clamped == cells)
-    return clamped.int(), weights
+    last = (extent - 1).to(low.dtype)
+    cells, weights = [], []
+    for cell, weight in ((low, 1 - high_weight), (low + 1, high_weight)):
+        clamped = torch.minimum(cell.clamp(min=0), last)
+        cells.append(clamped.int())
+        weights.append(torch.where(clamped == cell, weight, 0.0))
+    return cells, weights
 
 
 def sample_reference(value_BShD: Tensor, offsets_xy: Tensor, weights: Tensor, shapes: Shapes) -> Tensor:
@@ -157,10 +182,18 @@ def pixel_origins(shapes: Shapes, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=16)
+def _origins_by_axis(shapes: Shapes, device: torch.device) -> Tensor:
+    """(2, L, 1, S) the same, x first, with the pixels last."""
+    with torch.inference_mode(False):
+        return pixel_origins(shapes, device).permute(2, 1, 0)[:, :, None].contiguous()
+
+
+@lru_cache(maxsize=16)
 def _level_geometry(shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(L,) width, height and first row of each level; integers."""
+    """(L, 1, 1) width, height and first row of each level; integers."""
     with torch.inference_mode(False):
         heights, widths = zip(*shapes, strict=True)
         firsts = [sum(h * w for h, w in shapes[:i]) for i in range(len(shapes))]
-        width, height, first = torch.tensor([widths, heights, firsts], dtype=torch.int32, device=device)
+        geometry = torch.tensor([widths, heights, firsts], dtype=torch.int32, device=device)
+        width, height, first = geometry[:, :, None, None]
         return width, height, first
