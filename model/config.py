@@ -58,7 +58,7 @@ class Mask2FormerConfig:
     logged, a null means the default. Raises ``ValueError`` for what cannot be built.
     """
 
-    backbone_config: BackboneConfig = field(default_factory=lambda: BackboneConfig(_SWIN_DEFAULTS))
+    backbone_config: dict[str, Any] = field(default_factory=lambda: BackboneConfig(_SWIN_DEFAULTS))
     """``model_type`` (swin, resnet, efficientnet_lite0) and that backbone's own fields."""
     feature_size: int = 256
     """Channels of the pixel decoder; a multiple of 32 (group norm) and of ``num_attention_heads``."""

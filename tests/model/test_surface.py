@@ -69,7 +69,9 @@ def random_case(seed: int) -> tuple[str, tuple[int, ...], dict[str, Any]]:
     return backbone, shape, changes
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize(
+    "seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 60))]
+)
 def test_random_configurations_give_the_references_fields(
     make_reference: ReferenceMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

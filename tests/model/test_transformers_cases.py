@@ -38,8 +38,8 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def small_config(**changes: Any) -> Mask2FormerConfig:
-    config = Mask2FormerConfig(hidden_size=64, num_queries=10)
+def small_config(**changes: Any) -> Any:
+    config: Any = Mask2FormerConfig(hidden_size=64, num_queries=10)
     config.num_labels = 4
     config.backbone_config.depths = [1, 1, 1, 1]
     config.encoder_feedforward_dim = 64
