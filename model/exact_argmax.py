@@ -11,6 +11,7 @@ Letters: n maps, H W pixels of the image, h w pixels of the maps.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -18,6 +19,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 _TILE = 64
 """Pixels of the image along a tile: some ten of a map, so that few maps compete in it."""
@@ -239,4 +242,5 @@ def _combine(device: torch.device) -> Combine | None:
             got = _mix(combine, _mix(combine, maps, cols, 2), rows, 1)
             if torch.equal(got, expected):
                 return combine
+    log.info("torch resizes on %s in a way that cannot be pruned exactly: maps are resized whole.", device)
     return None
