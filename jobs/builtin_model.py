@@ -92,6 +92,8 @@ def builtin_config(*, input_stride: int = 1) -> Mask2FormerConfig:
             "thing_label_ids": list(THING_LABELS),
             "gsd_m": BANEPA_GSD_M,
             "score_threshold": 0.5,
+            # Neighbouring queries still claim parts of one roof; 0.8 would drop both of them.
+            "overlap_threshold": 0.6,
         },
     )
 

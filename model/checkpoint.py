@@ -28,6 +28,7 @@ TASKS: tuple[Task, ...] = ("panoptic", "instance", "semantic")
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_DEFAULT_OVERLAP = 0.8
 _DEFAULT_THRESHOLD: dict[Task, float] = {"panoptic": 0.8, "instance": 0.5, "semantic": 0.0}
 
 
@@ -63,6 +64,8 @@ class CheckpointSettings:
     """Semantic: all stuff. Classes that are fused by request are stuff too."""
     label_ids_to_fuse: frozenset[int]
     score_threshold: float
+    overlap_threshold: float
+    """Part of its own mask that a segment must keep; the paper's 0.8 unless the checkpoint says otherwise."""
     normalisation: Normalisation
 
 
@@ -135,8 +138,9 @@ def read_settings(
     threshold = score_threshold
     if threshold is None:
         threshold = float(block.get("score_threshold", _DEFAULT_THRESHOLD[chosen]))
+    overlap = float(block.get("overlap_threshold", _DEFAULT_OVERLAP))
     return CheckpointSettings(
-        config, chosen, classes, fused, threshold, _normalisation(path, config.num_channels)
+        config, chosen, classes, fused, threshold, overlap, _normalisation(path, config.num_channels)
     )
 
 

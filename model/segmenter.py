@@ -54,6 +54,7 @@ class Segmenter:
             thing_label_ids=settings.classes.thing_label_ids,
             label_ids_to_fuse=settings.label_ids_to_fuse,
             score_threshold=settings.score_threshold,
+            overlap_threshold=settings.overlap_threshold,
         )
         self._network = network.eval().to(device)
         norm = settings.normalisation

@@ -36,6 +36,7 @@ def test_the_exported_folder_is_a_checkpoint(tmp_path: Path) -> None:
     assert json.loads((folder / "config.json").read_text())["backbone_config"]["input_stride"] == 2
     assert [c.name for c in segmenter.classes] == ["building", "tree crown", "vegetation", "ground"]
     assert segmenter.classes.thing_label_ids == {0, 1}
+    assert (segmenter.rules.score_threshold, segmenter.rules.overlap_threshold) == (0.25, 0.6)
     assert segmenter.mean_pixel == (127, 127, 127)
     (found,) = segmenter.predict(np.full((1, 3, 64, 96), 120, np.uint8))
     assert found.labels.shape == (64, 96)
