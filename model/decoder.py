@@ -271,5 +271,14 @@ def attention_weights(q: Tensor, k: Tensor, heads: int) -> Tensor:
 
 
 def pool_features(features_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Features at a level's size, sampled as the masks would be (bilinear, no antialias)."""
+    """Features at a level's size, sampled as the masks would be (bilinear, no antialias).
+
+    Where the sizes divide evenly, each sample lies in the middle of a block, so it is the mean of the four pixels
+    around: several times faster than the general case.
+    """
+    (height, width), ratio = features_BCHW.shape[-2:], features_BCHW.shape[-2] // size[0]
+    if ratio % 2 == 0 and (height, width) == (size[0] * ratio, size[1] * ratio):
+        low, high = slice(ratio // 2 - 1, None, ratio), slice(ratio // 2, None, ratio)
+        lines = features_BCHW[:, :, low] + features_BCHW[:, :, high]
+        return (lines[..., low] + lines[..., high]) * 0.25
     return F.interpolate(features_BCHW, size=size, mode="bilinear", align_corners=False)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 Shapes = tuple[tuple[int, int], ...]
 """(height, width) of each level, in the order in which the levels are flattened."""
 
-_CHUNK = 2688
+_CHUNK = 1344
 """Queries sampled at once: bounds the corner table to some tens of MB and keeps it in cache."""
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from panoptile.model.chunks import by_rows
 from panoptile.model.config import Mask2FormerConfig
 from panoptile.model.msda import DeformableAttention, Shapes
 from panoptile.model.positions import sine_positions
@@ -74,8 +75,11 @@ class PixelDecoder(nn.Module):
         if not self.has_fpn:
             return levels[-1], levels
         lateral = self.adapter_1(maps[0])
-        # Bilinear, though the FPN's authors used nearest: the weights were trained with it.
-        up = F.interpolate(levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+        # Bilinear, though the FPN's authors used nearest: the weights were trained with it. Contiguous, because torch
+        # resizes channels-last maps several times slower on a CPU.
+        up = F.interpolate(
+            levels[-1].contiguous(), size=lateral.shape[-2:], mode="bilinear", align_corners=False
+        )
         return self.layer_1(lateral + up), levels
 
     def _positions(self, shapes: Shapes, like: Tensor) -> Tensor:
@@ -105,8 +109,12 @@ class DeformableLayer(nn.Module):
     def forward(self, x_BSC: Tensor, position_SC: Tensor, shapes: Shapes) -> Tensor:
         attended = self.dropout(self.self_attn(x_BSC, position_SC, shapes))
         x_BSC = self.self_attn_layer_norm(x_BSC + attended)
-        hidden = self.dropout(self.fc2(self.dropout(F.relu(self.fc1(x_BSC)))))
-        y: Tensor = self.final_layer_norm(x_BSC + hidden)
+        y: Tensor = self.final_layer_norm(x_BSC + by_rows(self._feed_forward, x_BSC))
+        return y
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.fc1(x), inplace=True)
+        y: Tensor = self.dropout(self.fc2(self.dropout(hidden)))
         return y
 
 

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from panoptile.model.chunks import by_rows
+
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 
@@ -128,8 +130,12 @@ class SwinBlock(nn.Module):
         if self.shift:
             y = y.roll((self.shift, self.shift), dims=(1, 2))
         x = x + self._drop(y[:, :height, :width])
+        return x + self._drop(by_rows(self._feed_forward, x))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         hidden = F.gelu(self.intermediate.dense(self.layernorm_after(x)))  # type: ignore[operator]
-        return x + self._drop(self.dropout(self.output.dense(hidden)))  # type: ignore[operator]
+        y: Tensor = self.dropout(self.output.dense(hidden))  # type: ignore[operator]
+        return y
 
     def _drop(self, branch: Tensor) -> Tensor:
         """Stochastic depth: drop the whole branch of some images, in training only."""

@@ -67,6 +67,7 @@ def test_sampling_positions_stay_exact(
             errors.append(float((position.double() - (offsets.double() + exact)).abs().max()))
         return out
 
+    monkeypatch.setattr(msda, "_CHUNK", 10_000)
     monkeypatch.setattr(msda, "_corners", corners)
     monkeypatch.setattr(msda, "_axis", axis)
     run_in_bf16()
