@@ -1,6 +1,6 @@
 """Makes the built-in model from public data: ``python -m panoptile.jobs.builtin_model train|export|evaluate``.
 
-One command (``make builtin-model``) reproduces the checkpoint in ``model/builtin``. The run folder lies outside the
+``make builtin-model`` repeats the recipe behind the checkpoint in ``model/builtin``. The run folder lies outside the
 source tree; a killed training continues from it when the same command is given again. No image is written into the
 checkpoint's folder.
 """
@@ -142,7 +142,7 @@ def train_command(
     wheels: Wheels,
     banepa: Banepa,
     run: Run,
-    steps: Annotated[int, typer.Option(min=1, help="Length; a resumed run may be given another.")] = 1800,
+    steps: Annotated[int, typer.Option(min=1, help="Length; a resumed run may be given another.")] = 1500,
 ) -> None:
     """Train, or go on training, until STEPS steps are done."""
     sources = unpack_sources(wheels=wheels, banepa=banepa, scratch=run / "sources")

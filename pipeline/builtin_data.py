@@ -1,6 +1,6 @@
 """The scenes behind the built-in model: which are learnt from, which choose settings, which only judge.
 
-Held out and never opened for training: the eastern quarter of Banepa, and of the NEON scenes
+Held out and never trained on: the eastern quarter of Banepa, and of the NEON scenes
 ``2019_YELL_2_541000_4977000_image_crop.png`` and ``SOAP_061.png``. For choosing settings there is a window each of
 Banepa's western part and of the Yellowstone training scene; training sees those windows as ignored.
 """
