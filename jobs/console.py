@@ -21,7 +21,7 @@ class Console:
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self._quiet = quiet
-        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     def say(self, message: str) -> None:
         """A message for the user."""
@@ -35,7 +35,7 @@ class Console:
         """The command's result: ``text`` for people, ``fields`` with --json."""
         print(json.dumps({"schema_version": 1, **fields}) if self.as_json else text, flush=True)
 
-    def progress(self, total: int, pixels_done: int = 0) -> ProgressBar:
+    def progress(self, total: int) -> ProgressBar:
         return ProgressBar(self._err, total, quiet=self._quiet)
 
 

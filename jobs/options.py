@@ -59,7 +59,10 @@ Gsd = Annotated[
 ]
 Nodata = Annotated[
     float | None,
-    typer.Option(metavar="VALUE", help="Value that means 'no input', where the file declares none."),
+    typer.Option(
+        metavar="VALUE",
+        help="Value that means 'no input', in place of the file's; -1 switches off the file's.",
+    ),
 ]
 Aoi = Annotated[
     str | None, typer.Option(metavar="FILE", help="GeoJSON polygons; pixels outside are no input.")
@@ -101,9 +104,14 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No messages but errors.")]
 
 
-def names(text: str | None) -> tuple[str, ...]:
-    """'a, b' -> ('a', 'b')."""
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+def names(option: str, text: str | None) -> tuple[str, ...]:
+    """'a, b' -> ('a', 'b'). Raises ``ValueError`` for a list without a name: it would silently keep everything."""
+    if text is None:
+        return ()
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found:
+        raise ValueError(f"{option} wants class names separated by commas, got {text!r}.")
+    return found
 
 
 def band_numbers(text: str | None) -> tuple[int, ...] | None:

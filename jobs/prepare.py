@@ -5,15 +5,15 @@ Nothing here writes: a job that fails leaves nothing behind.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from panoptile.jobs.exits import Exit, JobError, invalid
+from panoptile.jobs.exits import invalid
 from panoptile.jobs.models import ResolvedModel, resolve_model
 from panoptile.jobs.spec import JobSpec
+from panoptile.jobs.state import check_same_job, is_unstarted
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
 from panoptile.pipeline.ground_area import pixel_area_m2
@@ -73,6 +73,10 @@ def prepare(spec: JobSpec) -> Prepared:
     fingerprint = spec.fingerprint(model.sha256)
     check_output(spec.out, fingerprint, spec, model.sha256, plans)
     notes = [f"{plan.info.uri}: {note}" for plan in plans for note in plan.info.notes]
+    if spec.overlap < 16:
+        notes.append(
+            f"--overlap {spec.overlap} is too little to make objects whole across tile borders: use 16 or more."
+        )
     if spec.min_area > 0:
         notes += [
             f"{plan.info.uri}: --min-area counts pixels here, because the raster has no CRS."
@@ -145,30 +149,7 @@ def check_output(
             f"{out} holds files that are not panoptile's ({', '.join(foreign[:3])}): choose an empty folder with -o."
         )
     if layout.JOB not in entries:
-        if entries:
+        if entries and not is_unstarted(store):
             raise invalid(f"{out} is not empty but holds no {layout.JOB}: choose an empty folder with -o.")
         return
-    _check_same_job(store, fingerprint, spec.fingerprint_fields(model_sha256), [p.info.uri for p in plans])
-
-
-def _check_same_job(store: Store, fingerprint: str, fields: dict[str, object], uris: list[str]) -> None:
-    try:
-        other = json.loads(store.read_bytes(layout.JOB))
-        other_fields, other_uris = other["fields"], other["inputs"]
-    except (ValueError, KeyError, OSError) as e:
-        raise invalid(
-            f"{store.root / layout.JOB} cannot be read ({e}): choose an empty folder with -o."
-        ) from e
-    if other.get("fingerprint") != fingerprint:
-        changed = [k for k in fields if other_fields.get(k) != fields[k]]
-        raise JobError(
-            Exit.OTHER_JOB,
-            f"{store.root} holds another job: {', '.join(changed) or 'another version'} differ"
-            f"{'s' if len(changed) == 1 else ''}. Use the same options, or another folder with -o.",
-        )
-    if other_uris != uris:
-        raise JobError(
-            Exit.OTHER_JOB,
-            f"{store.root} holds a job over other sources ({len(other_uris)} then, {len(uris)} now). "
-            "Name the same sources, or another folder with -o.",
-        )
+    check_same_job(store, fingerprint, spec.fingerprint_fields(model_sha256), [p.info.uri for p in plans])

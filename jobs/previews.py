@@ -9,21 +9,24 @@ from panoptile.jobs.exits import invalid
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
 from panoptile.pipeline.plan import RasterPlan
-from panoptile.pipeline.preview import write_preview
+from panoptile.pipeline.preview import MIN_SIDE, write_preview
 from panoptile.pipeline.store import Store
 
 
 def redraw(out: str, max_side: int) -> list[str]:
     """Draw every raster of a finished run; returns the paths of the pictures. Raises :class:`JobError`."""
-    if not 64 <= max_side <= 16_384:
-        raise invalid(f"--max-side must lie between 64 and 16384 pixels, got {max_side}.")
+    if not MIN_SIDE <= max_side <= 16_384:
+        raise invalid(f"--max-side must lie between {MIN_SIDE} and 16384 pixels, got {max_side}.")
     try:
         store = Store(out)
     except ValueError as e:
         raise invalid(str(e)) from e
     if not store.exists(layout.SUCCESS):
         raise invalid(f"{out} holds no finished run: there is no {layout.SUCCESS}.")
-    classes = ClassTable.from_file(store.path(layout.CLASSES))
+    try:
+        classes = ClassTable.from_file(store.path(layout.CLASSES))
+    except ValueError as e:
+        raise invalid(str(e)) from e
     paths = []
     for key in store.keys("_state/plan"):
         info = RasterPlan.from_json(store.read_bytes(key)).info

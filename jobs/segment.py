@@ -10,11 +10,11 @@ import hashlib
 import io
 import json
 import resource
+import tempfile
 import time
 import uuid
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 
 import psutil
 import pyarrow as pa
@@ -24,6 +24,7 @@ from panoptile.jobs.console import Console
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.prepare import Prepared
 from panoptile.jobs.spec import LAYOUT_VERSION
+from panoptile.jobs.state import cannot_write, finished_before, open_units, write_job
 from panoptile.pipeline import layout
 from panoptile.pipeline.driver import Policy, RunResult, TooManyFailures, run_units
 from panoptile.pipeline.finish import FinishedInput, Products, finish_input
@@ -50,17 +51,17 @@ def run_job(prepared: Prepared, console: Console) -> Summary:
     allocate_frugally()
     store = Store(prepared.spec.out)
     started = time.perf_counter()
+    model = (prepared.model.description, prepared.model.sha256)
     try:
-        _write_job(store, prepared)
-        todo = [unit for plan in prepared.plans for unit in _open_units(store, plan)]
+        write_job(store, prepared.spec, prepared.fingerprint, model, prepared.plans)
+        todo = open_units(store, prepared.plans)
     except OSError as e:
-        raise JobError(
-            Exit.INVALID, f"Cannot write to {prepared.spec.out}: {e}. Choose another folder with -o."
-        ) from e
-    if not todo and (done := _finished_before(store, prepared)) is not None:
-        return done
+        raise cannot_write(prepared.spec.out, e) from e
+    if not todo and (done := finished_before(store, prepared.fingerprint, prepared.plans)) is not None:
+        return Summary(done[0], str(store.root), (), done[1], already_done=True)
     if len(todo) < prepared.units:
         console.say(f"resume  {prepared.units - len(todo)} of {prepared.units} units are done already")
+    store.delete(layout.SUCCESS)
     result, infer_wall, rss = _run_units(store, prepared, todo, console)
     inputs = []
     for plan in prepared.plans:
@@ -68,56 +69,11 @@ def run_job(prepared: Prepared, console: Console) -> Summary:
         inputs.append(_finish(store, prepared, plan))
     metrics = _metrics(prepared, inputs, result, infer_wall, rss, time.perf_counter() - started)
     code = Exit.QUARANTINED if result.dead else Exit.DONE
-    _write_results(store, prepared, inputs, result, metrics, code)
-    return Summary(code, str(store.root), tuple(inputs), metrics)
-
-
-# --- before --------------------------------------------------------------------------------------------
-
-
-def _write_job(store: Store, prepared: Prepared) -> None:
-    spec = prepared.spec
-    job = {
-        "fingerprint": prepared.fingerprint,
-        "fields": spec.fingerprint_fields(prepared.model.sha256),
-        "inputs": [plan.info.uri for plan in prepared.plans],
-        "spec": spec.to_json(),
-        "model": {"description": prepared.model.description, "sha256": prepared.model.sha256},
-        "versions": {name: version(name) for name in ("panoptile", "torch", "rasterio", "numpy", "pyarrow")},
-        "layout_version": LAYOUT_VERSION,
-    }
-    if not store.exists(layout.JOB):
-        store.put_bytes(layout.JOB, json.dumps(job, indent=1).encode())
-    for plan in prepared.plans:
-        key, data = layout.plan_key(plan.info.key), plan.to_json()
-        if store.exists(key):
-            before = store.read_bytes(key)
-            if before == data:
-                continue
-            for unit in RasterPlan.from_json(before).units():  # the input changed: its units are redone
-                store.delete(layout.commit_key(unit))
-        store.put_bytes(key, data)
-
-
-def _open_units(store: Store, plan: RasterPlan) -> list[Unit]:
-    return [unit for unit in plan.units() if not store.exists(layout.commit_key(unit))]
-
-
-def _finished_before(store: Store, prepared: Prepared) -> Summary | None:
-    """The summary of an earlier, complete run of this job; None where files are missing or were changed."""
     try:
-        success = json.loads(store.read_bytes(layout.SUCCESS))
-        manifest = store.read_bytes(layout.MANIFEST)
-        metrics = json.loads(store.read_bytes(layout.METRICS))
-    except (FileNotFoundError, ValueError):
-        return None
-    if hashlib.sha256(manifest).hexdigest() != success.get("manifest_sha256"):
-        return None
-    rows = pq.read_table(io.BytesIO(manifest)).to_pylist()
-    assets = [row for row in rows if row["kind"] == "asset"]
-    if not all(store.exists(row["name"]) and store.size(row["name"]) == row["bytes"] for row in assets):
-        return None
-    return Summary(Exit(success["exit"]), str(store.root), (), metrics, already_done=True)
+        _write_results(store, prepared, inputs, result, metrics, code)
+    except OSError as e:
+        raise cannot_write(prepared.spec.out, e) from e
+    return Summary(code, str(store.root), tuple(inputs), metrics)
 
 
 # --- run -----------------------------------------------------------------------------------------------
@@ -149,6 +105,8 @@ def _run_units(
             result = run_units(pool, store, todo, policy, lambda r: progress.advance(r.tiles), on_retry)
         rss: dict[str, int] = getattr(pool, "peak_rss_bytes", dict)()
         return result, time.perf_counter() - started, rss
+    except OSError as e:
+        raise cannot_write(spec.out, e) from e
     except PoolError as e:
         raise JobError(Exit.UNREACHABLE, f"{e} What is done is kept: run the same command to go on.") from e
     except TooManyFailures as e:
@@ -215,10 +173,11 @@ def _finish(store: Store, prepared: Prepared, plan: RasterPlan) -> FinishedInput
     products = Products(spec.raster, spec.vector, compression=spec.compression)
     try:
         return finish_input(store, plan, prepared.model.classes, prepared.node_filter(plan), products, tags)
-    except OSError as e:
+    except (OSError, ValueError) as e:
         raise JobError(
             Exit.FAILED,
-            f"Publishing {plan.info.uri} failed: {e}. The units are kept: run the same command to go on.",
+            f"Publishing {plan.info.uri} failed: {e} (scratch files go to {tempfile.gettempdir()}). "
+            "Finished units are kept: run the same command to go on.",
         ) from e
 
 
@@ -258,9 +217,16 @@ def _metrics(
         "queries": {
             "max": prepared.model.max_queries,
             "used_max": max(used, default=0),
-            "used_mean": sum(f.queries_used_mean for f in inputs) / len(inputs) if inputs else 0.0,
+            "used_mean": _weighted_mean(
+                [(f.queries_used_mean, len(f.plan.grid) - f.empty_tiles) for f in inputs]
+            ),
         },
     }
+
+
+def _weighted_mean(values: list[tuple[float, int]]) -> float:
+    weight = sum(w for _, w in values)
+    return sum(v * w for v, w in values) / weight if weight else 0.0
 
 
 def busy_shares(reports: list[UnitReport]) -> dict[str, float]:
@@ -290,6 +256,8 @@ def _write_results(
     store.put_bytes(layout.MANIFEST, manifest)
     if result.dead:
         store.put_bytes("deadletter.parquet", _dead_letter(prepared, result))
+    else:
+        store.delete("deadletter.parquet")  # of an earlier run whose failures are healed
     store.put_bytes(layout.METRICS, json.dumps(metrics, indent=1).encode())
     run = {"metrics": metrics, "units": [asdict(r) for r in result.reports]}
     store.put_bytes(layout.run_key(uuid.uuid4().hex), json.dumps(run).encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,11 +72,11 @@ class JobSpec:
             raise ValueError(f"--workers must be at least 1, got {self.workers}.")
         if self.score is not None and not 0 <= self.score <= 1:
             raise ValueError(f"--score must lie between 0 and 1, got {self.score}.")
-        if self.gsd is not None and self.gsd <= 0:
+        if self.gsd is not None and not 0 < self.gsd < math.inf:
             raise ValueError(f"--gsd must be positive metres per pixel, got {self.gsd}.")
-        if self.min_area < 0:
-            raise ValueError(f"--min-area must not be negative, got {self.min_area}.")
-        if self.unit_timeout <= 0:
+        if not 0 <= self.min_area < math.inf:
+            raise ValueError(f"--min-area must be square metres from 0, got {self.min_area}.")
+        if not 0 < self.unit_timeout < math.inf:
             raise ValueError(f"--timeout-unit must be positive seconds, got {self.unit_timeout}.")
         if self.compression not in ("zstd", "deflate"):
             raise ValueError(f"--compression is zstd or deflate, got {self.compression!r}.")

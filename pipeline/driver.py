@@ -25,8 +25,8 @@ class Policy:
 
     attempts: int = 3
     """Tries per unit."""
-    max_failures: int | None = None
-    """Quarantined units above which the run stops; None: a tenth of the units, rounded up."""
+    max_failures: int = 0
+    """Quarantined units above which the run stops."""
     unit_timeout: float = 1800.0
     """Seconds that a unit may run."""
     lost_timeout: float = 300.0
@@ -58,70 +58,103 @@ def run_units(
     on_done: Callable[[UnitReport], None],
     on_retry: Callable[[Unit, Failure], None] | None = None,
 ) -> RunResult:
-    """Run every unit on the pool. Raises :class:`TooManyFailures` or :class:`PoolError`."""
-    queue = deque(units)
-    allowed = policy.max_failures if policy.max_failures is not None else -(-len(queue) // 10)
-    attempts: Counter[Unit] = Counter()
-    result = RunResult()
-    running = 0
-    alive_at = time.monotonic()
-    while queue or running:
-        while queue and pool.free() > 0 and (running < pool.size() or len(queue) >= pool.size()):
-            unit = queue.popleft()
-            attempts[unit] += 1
-            pool.submit(unit)
-            running += 1
-        for unit in pool.kill_overdue(policy.unit_timeout):
-            _note_timeout(unit, policy, on_retry)
-        outcomes = pool.wait(1.0)
-        if pool.size() > 0:
-            alive_at = time.monotonic()
-        elif time.monotonic() - alive_at > policy.lost_timeout:
+    """Run every unit on the pool. Raises :class:`TooManyFailures`, :class:`PoolError` or ``OSError`` of the store."""
+    return _Run(pool, store, deque(units), policy, on_done, on_retry).execute()
+
+
+class _Run:
+    """One run over a list of units.
+
+    A unit that was lost with its worker may be innocent: two were in flight there. Its loss counts as an attempt
+    only if it ran alone, so suspects wait until all others are done and then run one at a time.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        store: Store,
+        queue: deque[Unit],
+        policy: Policy,
+        on_done: Callable[[UnitReport], None],
+        on_retry: Callable[[Unit, Failure], None] | None,
+    ) -> None:
+        self._pool, self._store, self._queue, self._policy = pool, store, queue, policy
+        self._on_done, self._on_retry = on_done, on_retry
+        self._suspects: deque[Unit] = deque()
+        self._attempts: Counter[Unit] = Counter()
+        self._records: Counter[Unit] = Counter()
+        self._overdue: set[Unit] = set()
+        self._alone: Unit | None = None
+        self._running = 0
+        self._alive_at = time.monotonic()
+        self._result = RunResult()
+
+    def execute(self) -> RunResult:
+        while self._queue or self._suspects or self._running:
+            self._hand_out()
+            self._overdue.update(self._pool.kill_overdue(self._policy.unit_timeout))
+            outcomes = self._pool.wait(1.0)
+            self._check_alive()
+            for outcome in outcomes:
+                self._running -= 1
+                self._take(outcome)
+        return self._result
+
+    def _hand_out(self) -> None:
+        size = self._pool.size()
+        while self._queue and self._pool.free() > 0 and (self._running < size or len(self._queue) >= size):
+            self._submit(self._queue.popleft())
+        if not self._queue and not self._running and self._suspects and self._pool.free() > 0:
+            self._alone = self._suspects.popleft()
+            self._submit(self._alone)
+
+    def _submit(self, unit: Unit) -> None:
+        self._attempts[unit] += 1
+        self._pool.submit(unit)
+        self._running += 1
+
+    def _check_alive(self) -> None:
+        if self._pool.size() > 0:
+            self._alive_at = time.monotonic()
+        elif time.monotonic() - self._alive_at > self._policy.lost_timeout:
+            left = len(self._queue) + len(self._suspects) + self._running
             raise PoolError(
-                f"No replica has been ready for {policy.lost_timeout:.0f} s; {len(queue) + running} units are not done."
+                f"No replica has been ready for {self._policy.lost_timeout:.0f} s; {left} units are not done."
             )
-        for outcome in outcomes:
-            running -= 1
-            if outcome.report is not None:
-                result.reports.append(outcome.report)
-                on_done(outcome.report)
-            elif outcome.failure is not None:
-                _handle_failure(outcome, outcome.failure, attempts, policy, queue, result, store, on_retry)
-                if len(result.dead) > allowed:
-                    raise TooManyFailures(_give_up(result, allowed), result)
-    return result
 
+    def _take(self, outcome: Outcome) -> None:
+        unit, failure = outcome.unit, outcome.failure
+        was_alone = unit == self._alone
+        if was_alone:
+            self._alone = None
+        if outcome.report is not None:
+            self._result.reports.append(outcome.report)
+            self._on_done(outcome.report)
+        elif failure is not None:
+            if unit in self._overdue:
+                self._overdue.discard(unit)
+                message = f"ran for more than {self._policy.unit_timeout:.0f} s; its replica was restarted"
+                failure = Failure("timeout", "TimeoutError", message, failure.traceback, failure.worker)
+            self._fail(unit, failure, innocent=failure.lost and not was_alone)
 
-def _handle_failure(
-    outcome: Outcome,
-    failure: Failure,
-    attempts: Counter[Unit],
-    policy: Policy,
-    queue: deque[Unit],
-    result: RunResult,
-    store: Store,
-    on_retry: Callable[[Unit, Failure], None] | None,
-) -> None:
-    unit = outcome.unit
-    store.put_bytes(dead_key(unit, attempts[unit]), json.dumps(asdict(failure)).encode())
-    if attempts[unit] < policy.attempts:
-        result.retries += 1
-        queue.append(unit)
-        if on_retry is not None:
-            on_retry(unit, failure)
-    else:
-        result.dead[unit] = failure
+    def _fail(self, unit: Unit, failure: Failure, *, innocent: bool) -> None:
+        self._records[unit] += 1
+        self._store.put_bytes(dead_key(unit, self._records[unit]), json.dumps(asdict(failure)).encode())
+        if innocent:
+            self._attempts[unit] -= 1
+        if self._attempts[unit] >= self._policy.attempts:
+            self._result.dead[unit] = failure
+            if len(self._result.dead) > self._policy.max_failures:
+                raise TooManyFailures(self._give_up(), self._result)
+            return
+        self._result.retries += 1
+        (self._suspects if failure.lost else self._queue).append(unit)
+        if self._on_retry is not None:
+            self._on_retry(unit, failure)
 
-
-def _note_timeout(unit: Unit, policy: Policy, on_retry: Callable[[Unit, Failure], None] | None) -> None:
-    if on_retry is not None:
-        message = f"ran for more than {policy.unit_timeout:.0f} s; its replica was restarted"
-        on_retry(unit, Failure("timeout", "TimeoutError", message, "", "", lost=True))
-
-
-def _give_up(result: RunResult, allowed: int) -> str:
-    unit, failure = next(iter(result.dead.items()))
-    return (
-        f"{len(result.dead)} units failed, {allowed} are tolerated (--max-failures). "
-        f"The first: {unit.id}: {failure.message}"
-    )
+    def _give_up(self) -> str:
+        unit, failure = next(iter(self._result.dead.items()))
+        return (
+            f"{len(self._result.dead)} units failed for good, more than the {self._policy.max_failures} that "
+            f"--max-failures tolerates. The first: {unit.id}: {failure.message.rstrip('.')}."
+        )

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline.joined import Fragments, Joined, JoinedLabels, join
 from panoptile.pipeline.label_cog import Compression
+from panoptile.pipeline.layout import commit_key
 from panoptile.pipeline.memory import map_large_blocks, release_unused
 from panoptile.pipeline.plan import RasterPlan, Unit
 from panoptile.pipeline.preview import write_preview
@@ -95,7 +96,13 @@ def finish_input(
     release_unused()
     fragments = Fragments(store, plan)
     started = time.perf_counter()
-    fragments.verify()
+    damaged = fragments.damaged()
+    for unit in damaged:
+        store.delete(commit_key(unit))
+    if damaged:
+        raise ValueError(
+            f"{len(damaged)} fragments, the first of {damaged[0].id}, are not what was committed"
+        )
     things = frozenset(c.class_id for c in classes if c.is_thing)
     joined = join(fragments, things, keep)
     release_unused()

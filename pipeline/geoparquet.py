@@ -104,7 +104,7 @@ def write_geoparquet(
 
 def _groups(spool: OutlineSpool) -> Iterator[Iterator[Batch]]:
     """Batches of one row group each; a group must be used up before the next is asked for."""
-    batches = spool.batches(_BATCH_ROWS, _BATCH_BYTES)
+    batches = spool.batches(min(_BATCH_ROWS, GROUP_ROWS), _BATCH_BYTES)
     ahead = next(batches, None)
 
     def one_group() -> Iterator[Batch]:

@@ -46,12 +46,13 @@ class Commit:
 
 
 def read_commit(store: Store, unit: Unit) -> Commit | None:
-    """The commit of a unit; None where it is not done."""
+    """The commit of a unit; None where there is none, or where it or its fragment is not whole."""
     try:
         fields = json.loads(store.read_bytes(commit_key(unit)))
-    except FileNotFoundError:
+        commit = Commit(fields["unit"], fields["fragment"], fields["sha256"], fields["size"])
+        return commit if store.size(commit.fragment) == commit.size else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    return Commit(fields["unit"], fields["fragment"], fields["sha256"], fields["size"])
 
 
 class Fragments:
@@ -80,11 +81,13 @@ class Fragments:
         self._open[unit] = opened
         return opened
 
-    def verify(self) -> None:
-        """Check every fragment against its commit. Raises ``ValueError`` naming the first that differs."""
-        for unit, commit in self.commits.items():
-            if hashlib.sha256(self._store.read_bytes(commit.fragment)).hexdigest() != commit.sha256:
-                raise ValueError(f"Fragment {commit.fragment} of unit {unit.id} is not what was committed.")
+    def damaged(self) -> list[Unit]:
+        """Units whose fragment is not what was committed; reads every fragment once."""
+        return [
+            unit
+            for unit, commit in self.commits.items()
+            if hashlib.sha256(self._store.read_bytes(commit.fragment)).hexdigest() != commit.sha256
+        ]
 
     def strip(self, tile: Tile, side: Side, band: Window) -> NDArray[np.unsignedinteger] | None:
         """Labels of an overlap band as ``tile`` saw it; None where the tile has no input or is missing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
@@ -144,11 +144,6 @@ class LocalPool:
     def close(self) -> None:
         for w in self._workers:
             w.threads.shutdown(wait=False, cancel_futures=True)
-            w.worker.close()
+            if w.running == 0:  # a worker in the middle of a unit may hang: it ends with the process
+                w.worker.close()
         self._workers.clear()
-
-
-def names_of(units: Sequence[Unit], most: int = 3) -> str:
-    """A few unit ids for a message."""
-    shown = ", ".join(u.id for u in units[:most])
-    return shown if len(units) <= most else f"{shown} and {len(units) - most} more"

@@ -31,6 +31,8 @@ Pixels = NDArray[np.uint8]
 
 _READ_SIDE = 1024
 """Side of the windows of the photograph that are averaged at once, pixels, roughly."""
+MIN_SIDE = 480
+"""Smallest picture, pixels: less leaves no room for the legend."""
 _SMALL = 640
 """Pictures with a shorter longest side are enlarged, in whole steps."""
 _BLANK = (226, 228, 232)
@@ -75,11 +77,11 @@ def write_preview(
     Args:
         segments_tif: the published segment raster.
         classes_tif: the published class raster; the legend's counts come from its tag ``CLASSES``.
-        max_side: at least 480: less leaves no room for the legend.
+        max_side: at least ``MIN_SIDE``: less leaves no room for the legend.
         photo: what to draw over; None: the input itself.
     """
-    if max_side < 480:
-        raise ValueError(f"A preview needs at least 480 px a side, got {max_side}.")
+    if max_side < MIN_SIDE:
+        raise ValueError(f"A preview needs at least {MIN_SIDE} px a side, got {max_side}.")
     segment_counts = _segment_counts(classes_tif)
     panel = _Panel(info, classes, segment_counts, max_side)
     height, width = _picture_shape(info, max_side, panel.width)

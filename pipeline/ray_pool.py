@@ -143,6 +143,8 @@ class RayPool:
     def _outcome(self, ref: Any) -> Outcome:
         actor = next(a for a in self._actors if ref in a.running)
         unit, _ = actor.running.pop(ref)
+        for other, (waiting, _) in list(actor.running.items()):  # its turn begins now: so does its time
+            actor.running[other] = (waiting, time.monotonic())
         try:
             return Outcome(unit, ray.get(ref, timeout=60), None)
         except LOST as e:

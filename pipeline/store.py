@@ -18,10 +18,6 @@ from typing import BinaryIO
 _STAGING = "_state/tmp"
 
 
-class StoreError(OSError):
-    """The store cannot be reached or refuses what is asked."""
-
-
 class Store:
     """A folder with atomic puts and put-if-absent."""
 

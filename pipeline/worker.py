@@ -244,7 +244,7 @@ class _UnitRun:
         started = time.perf_counter()
         try:
             maps = self._worker._replica.segment(batch)
-        except (RuntimeError, ValueError, MemoryError) as e:
+        except Exception as e:  # a replica is anybody's code: whatever it raises is this unit's failure
             first = group[0][0]
             where = self._grid.tile_id(first.row, first.col)
             raise UnitError("infer", f"{type(e).__name__}: {e}", where) from e

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -18,6 +19,8 @@ from panoptile.jobs.prepare import prepare
 from panoptile.jobs.segment import Summary, run_job
 from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline import gdal_env, layout
+from panoptile.pipeline.plan import RasterPlan, Unit
+from panoptile.pipeline.store import Store
 
 gdal_env.configure()  # before rasterio
 
@@ -92,15 +95,14 @@ def run(files: WorldFiles, out: Path, *, shuffle: int | None = None, **options: 
     if shuffle is None:
         return run_job(prepared, console)
     from panoptile.jobs import segment
+    from panoptile.jobs.state import open_units as real
 
-    real = segment._open_units
-
-    def shuffled(*args: object) -> list[object]:
-        units = list(real(*args))  # type: ignore[arg-type]
+    def shuffled(store: Store, plans: Iterable[RasterPlan]) -> list[Unit]:
+        units = real(store, plans)
         random.Random(shuffle).shuffle(units)
-        return units  # type: ignore[return-value]
+        return units
 
-    with mock.patch.object(segment, "_open_units", shuffled):
+    with mock.patch.object(segment, "open_units", shuffled):
         return run_job(prepared, console)
 
 

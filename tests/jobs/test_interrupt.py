@@ -28,7 +28,12 @@ def test_an_interrupted_run_is_finished_by_the_same_command(
     command = [sys.executable, "-m", "panoptile", "segment", files.image, "-o", out, "--model", files.model]
     command += ["--labels", files.table, "--tile", "64", "--overlap", "32", "--local", "--workers", "1"]
     process = subprocess.Popen(
-        list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        list(map(str, command)),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # a test run in the background of a shell has Ctrl-C switched off, and its children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     commits = out / "_state" / "commits"
     deadline = time.monotonic() + 60

@@ -96,11 +96,15 @@ def _check_table(parquet: Path) -> None:
     box = (x0, y0, (x0 + x1) / 2, (y0 + y1) / 2)
     part = geopandas.read_parquet(parquet, bbox=box)
     assert 0 < len(part) < len(frame)
-    found = duckdb.execute(
-        f"select count(*) from '{parquet}' where bbox.xmin <= ? and bbox.ymin <= ? and bbox.xmax >= ? and bbox.ymax >= ?",
-        [box[2], box[3], box[0], box[1]],
-    ).fetchone()
-    assert found == (len(part),)
+    found = (
+        duckdb.connect()
+        .execute(
+            f"select count(*) from '{parquet}' where bbox.xmin <= ? and bbox.ymin <= ? and bbox.xmax >= ? and bbox.ymax >= ?",
+            [box[2], box[3], box[0], box[1]],
+        )
+        .fetchall()
+    )
+    assert found == [(len(part),)]
 
 
 def _check_raster_equals_vector(out: Path, segments_tif: Path, parquet: Path) -> None:

@@ -21,8 +21,15 @@ def report(unit: Unit) -> UnitReport:
 class ScriptedPool:
     """Two workers; units in ``failing`` fail that many times first."""
 
-    def __init__(self, failing: dict[Unit, int], *, ready: int = 2) -> None:
-        self.failing, self.ready = dict(failing), ready
+    def __init__(
+        self,
+        failing: dict[Unit, int],
+        *,
+        ready: int = 2,
+        killers: tuple[Unit, ...] = (),
+        late: tuple[Unit, ...] = (),
+    ) -> None:
+        self.failing, self.ready, self.killers, self.late = dict(failing), ready, killers, late
         self.running: deque[Unit] = deque()
         self.most_running = 0
 
@@ -42,13 +49,18 @@ class ScriptedPool:
         if not self.running:
             return []
         unit = self.running.pop()  # last in, first out: completion order is not submission order
+        if unit in self.killers:  # the worker dies, and all that it was given with it
+            lost, self.running = [unit, *self.running], deque()
+            return [
+                Outcome(u, None, Failure("worker", "ActorDied", "died", "", "w", lost=True)) for u in lost
+            ]
         if self.failing.get(unit, 0) > 0:
             self.failing[unit] -= 1
             return [Outcome(unit, None, Failure("infer", "RuntimeError", "out of luck", "", "w"))]
         return [Outcome(unit, report(unit), None)]
 
     def kill_overdue(self, seconds: float) -> list[Unit]:
-        return []
+        return [unit for unit in self.late if unit in self.running]
 
     def close(self) -> None: ...
 
@@ -68,7 +80,9 @@ def test_a_unit_that_fails_twice_is_done_at_the_third_try(tmp_path: Path) -> Non
 
 def test_a_unit_that_always_fails_is_set_aside(tmp_path: Path) -> None:
     """Within the limit the run goes on without the unit and names it."""
-    result = run_units(ScriptedPool({UNITS[3]: 9}), Store(tmp_path), UNITS, Policy(), lambda r: None)
+    result = run_units(
+        ScriptedPool({UNITS[3]: 9}), Store(tmp_path), UNITS, Policy(max_failures=2), lambda r: None
+    )
     assert list(result.dead) == [UNITS[3]]
     assert len(result.reports) == len(UNITS) - 1
 
@@ -96,3 +110,26 @@ def test_no_worker_for_too_long_ends_the_run(tmp_path: Path) -> None:
         run_units(
             ScriptedPool({}, ready=0), Store(tmp_path), UNITS, Policy(lost_timeout=0.01), lambda r: None
         )
+
+
+def test_a_killer_takes_no_innocent_unit_with_it(tmp_path: Path) -> None:
+    """Units that die together are tried again alone: only the one that kills its worker is set aside."""
+    killer = UNITS[7]
+    result = run_units(
+        ScriptedPool({}, killers=(killer,)), Store(tmp_path), UNITS, Policy(max_failures=20), lambda r: None
+    )
+    assert list(result.dead) == [killer]
+    assert sorted(r.unit for r in result.reports) == [u for u in UNITS if u != killer]
+
+
+def test_a_unit_that_runs_too_long_is_recorded_as_that(tmp_path: Path) -> None:
+    """The dead letter says how long the unit was allowed, not that an actor was unavailable."""
+    late = UNITS[2]
+    retried: list[Failure] = []
+    pool = ScriptedPool({}, killers=(late,), late=(late,))
+    result = run_units(
+        pool, Store(tmp_path), UNITS, Policy(max_failures=20), lambda r: None, lambda u, f: retried.append(f)
+    )
+    assert result.dead[late].stage == "timeout"
+    assert "1800 s" in result.dead[late].message
+    assert sum(f.stage == "timeout" for f in retried) == 2
