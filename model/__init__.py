@@ -10,14 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from panoptile.model.config import Mask2FormerConfig
     from panoptile.model.image_processor import (
         Mask2FormerImageProcessor,
         Mask2FormerImageProcessorFast,
         MaskFormerImageProcessor,
         MaskFormerImageProcessorFast,
     )
-
-    from panoptile.model.config import Mask2FormerConfig
     from panoptile.model.mask2former import Mask2FormerForUniversalSegmentation, Mask2FormerModel
     from panoptile.model.outputs import Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
 

@@ -13,6 +13,12 @@ import pytest
 from tests.jobs.runs import published, run, write_world
 from tests.pipeline.worlds import TABLE, World
 
+PROGRAM = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from panoptile.jobs.cli import main; main()"
+)
+"""A test run in the background of a shell has Ctrl-C switched off, and its children inherit that: switch it on."""
+
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_is_finished_by_the_same_command(
@@ -25,15 +31,10 @@ def test_an_interrupted_run_is_finished_by_the_same_command(
     world = World(labels, np.ones_like(labels), np.ones(labels.shape, np.bool_), TABLE)
     files = write_world(world, tmp_path / "world")
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "panoptile", "segment", files.image, "-o", out, "--model", files.model]
+    command = [sys.executable, "-c", PROGRAM, "segment", files.image, "-o", out, "--model", files.model]
     command += ["--labels", files.table, "--tile", "64", "--overlap", "32", "--local", "--workers", "1"]
     process = subprocess.Popen(
-        list(map(str, command)),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        # a test run in the background of a shell has Ctrl-C switched off, and its children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     commits = out / "_state" / "commits"
     deadline = time.monotonic() + 60
