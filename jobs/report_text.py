@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from panoptile.jobs.prepare import Prepared
@@ -109,12 +111,12 @@ def summary_text(prepared: Prepared, summary: Summary) -> str:
     """The table that ``segment`` ends with."""
     if summary.already_done:
         return f"done    {summary.out} holds the finished result of this very job; nothing was run"
-    lines = []
+    lines, out = [], near(summary.out)
     for f in summary.inputs:
-        lines += ["", f.plan.info.uri, _class_table(prepared.model.classes, f)]
-        lines += [f"  {summary.out}/{a.key}" for a in f.assets]
+        lines += ["", near(f.plan.info.uri), _class_table(prepared.model.classes, f)]
+        lines += [f"  {out}/{a.key}" for a in f.assets]
         if f.preview:
-            lines.append(f"  {summary.out}/{f.preview}")
+            lines.append(f"  {out}/{f.preview}")
         if f.suspects:
             lines.append(f"  {f.suspects} merged objects hold two segments of one tile: possible over-merges")
         if f.missing_units:
@@ -124,6 +126,11 @@ def summary_text(prepared: Prepared, summary: Summary) -> str:
     m = summary.metrics
     lines += ["", f"done    {_speed(m)}", *_saturation(m)]
     return "\n".join(lines)
+
+
+def near(path: str) -> str:
+    """A path below the working directory as seen from there; others as they are."""
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
 
 
 def _class_table(classes: ClassTable, f: Any) -> str:

@@ -65,7 +65,7 @@ def run_job(prepared: Prepared, console: Console) -> Summary:
     result, infer_wall, rss = _run_units(store, prepared, todo, console)
     inputs = []
     for plan in prepared.plans:
-        console.say(f"publish {plan.info.uri}")
+        console.say(f"publish {plan.info.stem}")
         inputs.append(_finish(store, prepared, plan))
     metrics = _metrics(prepared, inputs, result, infer_wall, rss, time.perf_counter() - started)
     code = Exit.QUARANTINED if result.dead else Exit.DONE
