@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import resource
 import tempfile
 import time
@@ -171,6 +172,7 @@ def _finish(store: Store, prepared: Prepared, plan: RasterPlan) -> FinishedInput
         "OVERLAP": str(spec.overlap),
     }
     products = Products(spec.raster, spec.vector, compression=spec.compression)
+    _check_unchanged(plan)
     try:
         return finish_input(store, plan, prepared.model.classes, prepared.node_filter(plan), products, tags)
     except (OSError, ValueError) as e:
@@ -179,6 +181,21 @@ def _finish(store: Store, prepared: Prepared, plan: RasterPlan) -> FinishedInput
             f"Publishing {plan.info.uri} failed: {e} (scratch files go to {tempfile.gettempdir()}). "
             "Finished units are kept: run the same command to go on.",
         ) from e
+
+
+def _check_unchanged(plan: RasterPlan) -> None:
+    """An input that was replaced while it was read would give a mixture: exit 4, and the next run redoes it."""
+    info = plan.info
+    try:
+        now = os.stat(info.uri)
+    except FileNotFoundError as e:
+        raise JobError(
+            Exit.FAILED, f"{info.uri} has gone since the run began: put it back and run again."
+        ) from e
+    if (now.st_size, now.st_mtime_ns) != (info.size_bytes, info.mtime_ns):
+        raise JobError(
+            Exit.FAILED, f"{info.uri} was changed while it was read: run again to segment what it is now."
+        )
 
 
 def _metrics(

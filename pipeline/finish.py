@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import tempfile
@@ -91,11 +92,37 @@ def finish_input(
 
     Units that are not committed are nodata in the result and listed in ``missing_units``.
     """
-    info = plan.info
     map_large_blocks()
     release_unused()
-    fragments = Fragments(store, plan)
-    started = time.perf_counter()
+    things = frozenset(c.class_id for c in classes if c.is_thing)
+    with contextlib.closing(Fragments(store, plan)) as fragments:
+        started = time.perf_counter()
+        _withdraw_damaged(store, fragments)
+        joined = join(fragments, things, keep)
+        release_unused()
+        stitched = time.perf_counter()
+        assets, preview = _publish_files(store, fragments, joined, classes, products, tags)
+        store.put_bytes(f"tiles/{plan.info.key}.parquet", _tile_table(plan, fragments, joined))
+    return FinishedInput(
+        plan,
+        assets,
+        preview,
+        _counts(joined, classes),
+        len(joined.segments),
+        _over_seams(joined, things),
+        joined.segments.suspects,
+        tuple(unit for unit in plan.units() if unit not in fragments.commits),
+        {unit: commit.sha256 for unit, commit in fragments.commits.items()},
+        _missing_tiles(joined, fragments),
+        int(joined.queries_used.max(initial=0)),
+        _mean(joined.queries_used),
+        stitched - started,
+        time.perf_counter() - stitched,
+    )
+
+
+def _withdraw_damaged(store: Store, fragments: Fragments) -> None:
+    """Withdraw the commits of fragments that are not what was committed, and stop: the units will be redone."""
     damaged = fragments.damaged()
     for unit in damaged:
         store.delete(commit_key(unit))
@@ -103,10 +130,18 @@ def finish_input(
         raise ValueError(
             f"{len(damaged)} fragments, the first of {damaged[0].id}, are not what was committed"
         )
-    things = frozenset(c.class_id for c in classes if c.is_thing)
-    joined = join(fragments, things, keep)
-    release_unused()
-    stitched = time.perf_counter()
+
+
+def _publish_files(
+    store: Store,
+    fragments: Fragments,
+    joined: Joined,
+    classes: ClassTable,
+    products: Products,
+    tags: Mapping[str, str],
+) -> tuple[tuple[Asset, ...], str | None]:
+    """Write the files into scratch and put them into the store: (published files, key of the preview)."""
+    info = fragments.plan.info
     assets: list[Asset] = []
     preview = None
     with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
@@ -130,24 +165,7 @@ def finish_input(
                 assets.append(_put(store, f"rasters/{info.key}/{path.name}", path))
         if files.segments_parquet is not None:
             assets.append(_put(store, f"segments/{info.key}.parquet", files.segments_parquet))
-    store.put_bytes(f"tiles/{info.key}.parquet", _tile_table(plan, fragments, joined))
-    fragments.close()
-    return FinishedInput(
-        plan,
-        tuple(assets),
-        preview,
-        _counts(joined, classes),
-        len(joined.segments),
-        _over_seams(joined, things),
-        joined.segments.suspects,
-        tuple(unit for unit in plan.units() if unit not in fragments.commits),
-        {unit: commit.sha256 for unit, commit in fragments.commits.items()},
-        _missing_tiles(joined, fragments),
-        int(joined.queries_used.max(initial=0)),
-        _mean(joined.queries_used),
-        stitched - started,
-        time.perf_counter() - stitched,
-    )
+    return tuple(assets), preview
 
 
 def _put(store: Store, key: str, path: Path) -> Asset:

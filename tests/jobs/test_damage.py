@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,29 @@ def test_a_changed_input_is_never_answered_with_the_old_result(files: WorldFiles
     assert not summary.already_done
     wedge = ~make_world(21, 200, 210).valid
     np.testing.assert_array_equal(arrays(tmp_path / "out")[0] == NODATA_ID, wedge)
+
+
+def test_an_input_replaced_while_it_is_read_is_not_published(files: WorldFiles, tmp_path: Path) -> None:
+    """A mixture of two rasters is never published: exit 4, and the next run works on what is there now."""
+    image = tmp_path / "in.tif"
+    shutil.copy(files.image, image)
+    moving = WorldFiles(image, files.labels, files.classes, files.table)
+    real = segment._run_units
+
+    def replaced(*args: object) -> object:
+        done = real(*args)  # type: ignore[arg-type]
+        shutil.copy(files.image, image)
+        os.utime(image, ns=(1, 1))
+        return done
+
+    with (
+        mock.patch.object(segment, "_run_units", replaced),
+        pytest.raises(JobError, match="was changed") as e,
+    ):
+        run(moving, tmp_path / "out", **TILING)
+    assert e.value.code is Exit.FAILED
+    assert not (tmp_path / "out" / "rasters").exists()
+    assert run(moving, tmp_path / "out", **TILING).exit is Exit.DONE
 
 
 def test_healed_failures_are_published_and_the_dead_letter_goes(
