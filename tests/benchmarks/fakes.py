@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from panoptile.pipeline.raster_source import inspect_raster
 
 from panoptile.jobs.models import ResolvedModel
 from panoptile.jobs.prepare import Prepared
@@ -17,6 +16,7 @@ from panoptile.model.classes import ClassTable
 from panoptile.model.panoptic_map import PanopticMap
 from panoptile.pipeline import gdal_env
 from panoptile.pipeline.plan import RasterPlan
+from panoptile.pipeline.raster_source import inspect_raster
 from panoptile.pipeline.replica import TileBatch
 
 gdal_env.configure()
