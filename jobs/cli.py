@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -110,46 +111,49 @@ def _spec(sources: list[str], out: str, **fields: Any) -> JobSpec:
         raise invalid(str(e)) from e
 
 
-@app.command(
-    epilog="Exit codes: 0 done, 2 invalid input (nothing started), 3 finished with quarantined units, 4 failed, "
-    "5 OUT holds another job, 6 cluster or storage unreachable, 130/143 interrupted (run it again to go on). "
-    "Example: panoptile segment ortho.tif -o out/"
-)
-def segment(
-    sources: opt.Sources,
-    out: opt.Out,
-    model: opt.Model = "builtin",
-    task: opt.TaskName = None,
-    labels: opt.Labels = None,
-    fuse: opt.Fuse = None,
-    tile: opt.TileSide = 512,
-    overlap: opt.Overlap = 128,
-    bands: opt.Bands = None,
-    scale: opt.Scale = "auto",
-    gsd: opt.Gsd = None,
-    nodata: opt.Nodata = None,
-    aoi: opt.Aoi = None,
-    classes: opt.Classes = None,
-    exclude: opt.Exclude = None,
-    min_area: opt.MinArea = 0.0,
-    score: opt.Score = None,
-    raster: opt.Raster = True,
-    vector: opt.Vector = True,
-    compression: opt.Compression = "zstd",
-    batch: opt.Batch = 1,
-    threads: opt.Threads = 1,
-    workers: opt.Workers = None,
-    local: opt.Local = False,
-    retries: opt.Retries = 2,
-    max_failures: opt.MaxFailures = "10%",
-    unit_timeout: opt.TimeoutUnit = 1800.0,
-    as_json: opt.Json = False,
-    quiet: opt.Quiet = False,
-) -> None:
+def _with_job_options(run: Callable[[JobSpec, Console], None]) -> Callable[..., None]:
+    """A command that takes the options of a job: ``segment`` and ``plan`` are asked in the same words."""
+
+    def command(
+        sources: opt.Sources,
+        out: opt.Out,
+        model: opt.Model = "builtin",
+        task: opt.TaskName = None,
+        labels: opt.Labels = None,
+        fuse: opt.Fuse = None,
+        tile: opt.TileSide = 512,
+        overlap: opt.Overlap = 128,
+        bands: opt.Bands = None,
+        scale: opt.Scale = "auto",
+        gsd: opt.Gsd = None,
+        nodata: opt.Nodata = None,
+        aoi: opt.Aoi = None,
+        classes: opt.Classes = None,
+        exclude: opt.Exclude = None,
+        min_area: opt.MinArea = 0.0,
+        score: opt.Score = None,
+        raster: opt.Raster = True,
+        vector: opt.Vector = True,
+        compression: opt.Compression = "zstd",
+        batch: opt.Batch = 1,
+        threads: opt.Threads = 1,
+        workers: opt.Workers = None,
+        local: opt.Local = False,
+        retries: opt.Retries = 2,
+        max_failures: opt.MaxFailures = "10%",
+        unit_timeout: opt.TimeoutUnit = 1800.0,
+        as_json: opt.Json = False,
+        quiet: opt.Quiet = False,
+    ) -> None:
+        given = {k: v for k, v in locals().items() if k not in ("sources", "out", "as_json", "quiet", "run")}
+        run(_spec(sources, out, **given), Console(as_json=as_json, quiet=quiet))
+
+    command.__doc__ = run.__doc__
+    return command
+
+
+def _segment(spec: JobSpec, console: Console) -> None:
     """Segment rasters of any size; the result lies in OUT when the command ends."""
-    fields = {k: v for k, v in locals().items() if k not in ("sources", "out", "as_json", "quiet")}
-    spec = _spec(sources, out, **fields)
-    console = Console(as_json=as_json, quiet=quiet)
     from panoptile.jobs.prepare import prepare
     from panoptile.jobs.report_text import plan_line, summary_fields, summary_text
     from panoptile.jobs.segment import run_job
@@ -163,42 +167,8 @@ def segment(
     raise typer.Exit(int(summary.exit))
 
 
-@app.command(epilog="Example: panoptile plan 'scenes/*.tif' -o out/ --tile 1024")
-def plan(
-    sources: opt.Sources,
-    out: opt.Out,
-    model: opt.Model = "builtin",
-    task: opt.TaskName = None,
-    labels: opt.Labels = None,
-    fuse: opt.Fuse = None,
-    tile: opt.TileSide = 512,
-    overlap: opt.Overlap = 128,
-    bands: opt.Bands = None,
-    scale: opt.Scale = "auto",
-    gsd: opt.Gsd = None,
-    nodata: opt.Nodata = None,
-    aoi: opt.Aoi = None,
-    classes: opt.Classes = None,
-    exclude: opt.Exclude = None,
-    min_area: opt.MinArea = 0.0,
-    score: opt.Score = None,
-    raster: opt.Raster = True,
-    vector: opt.Vector = True,
-    compression: opt.Compression = "zstd",
-    batch: opt.Batch = 1,
-    threads: opt.Threads = 1,
-    workers: opt.Workers = None,
-    local: opt.Local = False,
-    retries: opt.Retries = 2,
-    max_failures: opt.MaxFailures = "10%",
-    unit_timeout: opt.TimeoutUnit = 1800.0,
-    as_json: opt.Json = False,
-    quiet: opt.Quiet = False,
-) -> None:
+def _plan(spec: JobSpec, console: Console) -> None:
     """Check everything and say what would run: tiles, units, bytes, memory. Writes nothing."""
-    fields = {k: v for k, v in locals().items() if k not in ("sources", "out", "as_json", "quiet")}
-    spec = _spec(sources, out, **fields)
-    console = Console(as_json=as_json, quiet=quiet)
     from panoptile.jobs.prepare import prepare
     from panoptile.jobs.report_text import plan_fields, plan_text
 
@@ -206,6 +176,17 @@ def plan(
     for note in prepared.notes:
         console.say(f"note    {note}")
     console.data(plan_text(prepared), plan_fields(prepared))
+
+
+app.command(
+    "segment",
+    epilog="Exit codes: 0 done, 2 invalid input (nothing started), 3 finished with quarantined units, 4 failed, "
+    "5 OUT holds another job, 6 cluster or storage unreachable, 130/143 interrupted (run it again to go on). "
+    "Example: panoptile segment ortho.tif -o out/",
+)(_with_job_options(_segment))
+app.command("plan", epilog="Example: panoptile plan 'scenes/*.tif' -o out/ --tile 1024")(
+    _with_job_options(_plan)
+)
 
 
 @app.command(epilog="Example: panoptile preview out/ --max-side 4096")

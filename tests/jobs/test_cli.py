@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import subprocess
 import sys
@@ -13,8 +12,6 @@ from tests.jobs.runs import WorldFiles, write_world
 from tests.jobs.test_bad_input import panoptile
 from tests.pipeline.worlds import make_world
 
-from panoptile.jobs import cli
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
@@ -24,11 +21,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
 def arguments(files: WorldFiles, out: Path) -> list[object]:
     tiling = ["--tile", "80", "--overlap", "24", "--local", "-q"]
     return [files.image, "-o", out, "--model", files.model, "--labels", files.table, *tiling]
-
-
-def test_plan_and_segment_take_the_same_options() -> None:
-    """An option of one is an option of the other, with the same default."""
-    assert inspect.signature(cli.plan) == inspect.signature(cli.segment)
 
 
 @pytest.mark.parametrize("command", [[], ["segment"], ["plan"], ["preview"], ["model"], ["model", "info"]])
