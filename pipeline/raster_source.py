@@ -64,7 +64,8 @@ class RasterTile:
     """The pixels of one window and which of them are input."""
 
     pixels: NDArray[np.uint8]
-    """(C, H, W); 0 where the file has no input. Pixels outside the area of interest are kept, as context."""
+    """(C, H, W); 0 where the file has no input. Pixels outside the area of interest keep their values: the reader decides
+    nothing about them (the worker shows the network its fill value there)."""
     valid: NDArray[np.bool_]
     """(H, W); False: nodata, transparent, masked, NaN, or outside the area of interest."""
 
