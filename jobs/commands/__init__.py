@@ -1,0 +1,7 @@
+"""One module per command, or per few that belong together; each has a ``register``. They import lazily."""
+
+from __future__ import annotations
+
+from panoptile.jobs.commands import model, preview, segment
+
+ALL = (segment.register, preview.register, model.register)
