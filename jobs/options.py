@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
-Sources = Annotated[
-    list[str],
-    typer.Argument(metavar="SRC…", help="Rasters, folders or quoted patterns such as 'scenes/*.tif'."),
-]
 Out = Annotated[
-    str, typer.Option("-o", "--out", metavar="OUT", help="Output folder; made if it is not there.")
+    str | None, typer.Option("-o", "--out", metavar="OUT", help="Output folder; made if it is not there.")
 ]
 Model = Annotated[
     str,
@@ -78,7 +75,7 @@ Score = Annotated[
 ]
 Raster = Annotated[bool, typer.Option("--raster/--no-raster", help="Write label COGs.")]
 Vector = Annotated[bool, typer.Option("--vector/--no-vector", help="Write GeoParquet.")]
-Compression = Annotated[
+CompressionName = Annotated[
     str, typer.Option(metavar="zstd|deflate", help="Of the label COGs; deflate for old readers.")
 ]
 Batch = Annotated[int, typer.Option(metavar="N", help="Tiles per forward pass.")]
@@ -102,6 +99,53 @@ TimeoutUnit = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No messages but errors.")]
+
+Save = Annotated[
+    str | None,
+    typer.Option(
+        metavar="job.yaml", help="Write this job as a file that every command takes in place of SRC…"
+    ),
+]
+SourcesOrJob = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SRC…|job.yaml",
+        help="Rasters, folders or quoted patterns such as 'scenes/*.tif'; or one job file.",
+    ),
+]
+
+JOB: Mapping[str, Any] = {
+    "out": Out,
+    "model": Model,
+    "task": TaskName,
+    "labels": Labels,
+    "fuse": Fuse,
+    "tile": TileSide,
+    "overlap": Overlap,
+    "bands": Bands,
+    "scale": Scale,
+    "gsd": Gsd,
+    "nodata": Nodata,
+    "aoi": Aoi,
+    "classes": Classes,
+    "exclude": Exclude,
+    "min_area": MinArea,
+    "score": Score,
+    "raster": Raster,
+    "vector": Vector,
+    "compression": CompressionName,
+    "batch": Batch,
+    "threads": Threads,
+    "workers": Workers,
+    "local": Local,
+    "retries": Retries,
+    "max_failures": MaxFailures,
+    "unit_timeout": TimeoutUnit,
+}
+"""The options of a job by the names of JobSpec's fields, which give their defaults; in the order of --help."""
+
+NAME_LISTS = frozenset({"fuse", "classes", "exclude"})
+"""Options whose text is a list of class names."""
 
 
 def names(option: str, text: str | None) -> tuple[str, ...]:

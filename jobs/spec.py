@@ -7,13 +7,9 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import get_args
 
-from panoptile.pipeline.plan import fingerprint
-from panoptile.pipeline.replica import Task
-
-if TYPE_CHECKING:
-    from panoptile.pipeline.label_cog import Compression
+from panoptile.pipeline.terms import Compression, Task
 
 LAYOUT_VERSION = 1
 """Raised whenever equal parameters can give other pixels or other files than before."""
@@ -59,6 +55,8 @@ class JobSpec:
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("Name at least one raster, folder or pattern.")
+        if self.task not in (None, *get_args(Task)):
+            raise ValueError(f"--task is panoptic, instance or semantic, got {self.task!r}.")
         if not 64 <= self.tile <= 8192:
             raise ValueError(f"--tile must lie between 64 and 8192 pixels, got {self.tile}.")
         if not 0 <= self.overlap <= self.tile // 2:
@@ -133,6 +131,8 @@ class JobSpec:
 
     def fingerprint(self, model_sha256: str) -> str:
         """sha256 over :meth:`fingerprint_fields`: two jobs with the same one publish the same bytes."""
+        from panoptile.pipeline.plan import fingerprint  # late: the command line reads this module for --help
+
         return fingerprint(self.fingerprint_fields(model_sha256))
 
     def to_json(self) -> dict[str, object]:

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline.joined import Fragments, Joined, JoinedLabels, join
-from panoptile.pipeline.label_cog import Compression
 from panoptile.pipeline.layout import commit_key
 from panoptile.pipeline.memory import map_large_blocks, release_unused
 from panoptile.pipeline.plan import RasterPlan, Unit
@@ -25,6 +24,7 @@ from panoptile.pipeline.preview import write_preview
 from panoptile.pipeline.publish import publish_raster
 from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.store import Store
+from panoptile.pipeline.terms import Compression
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import gdal_env  # noqa: F401  (GDAL's environment, before rasterio)
 from panoptile.pipeline.raster_info import NODATA_ID, RasterInfo
+from panoptile.pipeline.terms import Compression
 from panoptile.pipeline.window import Window
 
 import rasterio  # isort: skip  (after gdal_env)
@@ -28,7 +29,6 @@ from rasterio.errors import NotGeoreferencedWarning  # isort: skip
 from rasterio.transform import Affine  # isort: skip
 from rasterio.windows import Window as RasterioWindow  # isort: skip
 
-Compression = Literal["zstd", "deflate"]
 
 COG_BLOCK = 512
 """Side of a COG's blocks, pixels; writes that are aligned to it never touch a block twice."""

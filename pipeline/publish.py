@@ -16,11 +16,12 @@ import numpy as np
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline.corners import MAX_BLOCK_SIDE
 from panoptile.pipeline.geoparquet import write_geoparquet
-from panoptile.pipeline.label_cog import COG_BLOCK, ClassLookup, Compression, class_raster, segment_raster
+from panoptile.pipeline.label_cog import COG_BLOCK, ClassLookup, class_raster, segment_raster
 from panoptile.pipeline.memory import release_unused
 from panoptile.pipeline.raster_info import NODATA_ID, RasterInfo
 from panoptile.pipeline.segments import LabelReader, SegmentTable, blocks
 from panoptile.pipeline.spool import OutlineSpool
+from panoptile.pipeline.terms import Compression
 from panoptile.pipeline.vectorize import STUFF_BLOCK, Vectorizer
 from panoptile.pipeline.window import Window
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from panoptile.model.classes import ClassTable
 from panoptile.model.panoptic_map import PanopticMap
 from panoptile.pipeline.grid import Tile
+from panoptile.pipeline.terms import Task
 
 if TYPE_CHECKING:  # torch is imported by the worker alone, when it builds the replica
     from panoptile.model.segmenter import Segmenter
-
-Task = Literal["panoptic", "instance", "semantic"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from panoptile.jobs.commands import model, preview, segment
+from panoptile.jobs.commands import config, model, preview, segment
 
-ALL = (segment.register, preview.register, model.register)
+ALL = (segment.register, preview.register, model.register, config.register)

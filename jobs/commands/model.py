@@ -11,7 +11,7 @@ from panoptile.jobs.console import Console
 from panoptile.jobs.exits import invalid
 
 if TYPE_CHECKING:
-    from panoptile.pipeline.replica import Task
+    from panoptile.pipeline.terms import Task
 
 
 def register(app: typer.Typer) -> None:

@@ -1,0 +1,145 @@
+"""The job file: YAML with the names of the command line's options. Strict: what it does not know is an error.
+
+Tags, anchors and repeated keys are refused. Local paths in it are relative to the file's own folder, so that a
+schedule may run it from anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pydantic
+import yaml
+
+from panoptile.jobs.exits import invalid
+from panoptile.jobs.spec import JobSpec
+
+MAX_BYTES = 4 << 20
+_PATHS = ("out", "labels", "aoi")
+_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+
+
+@cache
+def job_model() -> type[pydantic.BaseModel]:
+    """The job file's model: the fields, types and defaults of :class:`JobSpec`, nothing else, strictly."""
+    hints = get_type_hints(JobSpec)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(JobSpec):
+        default = None if field.default is dataclasses.MISSING else field.default
+        kind = hints[field.name]
+        fields[field.name] = (kind | None if default is None else kind, default)
+    fields["max_failures"] = (str | int, "10%")
+    return pydantic.create_model(
+        "JobFile", __config__=pydantic.ConfigDict(extra="forbid", strict=True, frozen=True), **fields
+    )
+
+
+def read_job_file(path: str) -> dict[str, Any]:
+    """The values that a job file sets. Raises :class:`JobError` (exit 2) that names every wrong key."""
+    data = _load(Path(path).expanduser())
+    try:
+        model = job_model().model_validate_json(json.dumps(data), strict=True)
+    except pydantic.ValidationError as e:
+        raise invalid(f"{path}: " + "; ".join(_sentence(error) for error in e.errors()) + ".") from e
+    values = {name: getattr(model, name) for name in model.model_fields_set}
+    values = {name: value for name, value in values.items() if value is not None}
+    if "max_failures" in values:
+        values["max_failures"] = str(values["max_failures"])
+    folder = Path(path).expanduser().absolute().parent
+    for name in _PATHS:
+        if name in values:
+            values[name] = _beside(folder, values[name])
+    if "sources" in values:
+        values["sources"] = tuple(_beside(folder, source) for source in values["sources"])
+    if "model" in values and values["model"].startswith("."):
+        values["model"] = _beside(folder, values["model"])
+    return values
+
+
+def write_job_file(path: str, spec: JobSpec) -> None:
+    """Write a job as a file that :func:`read_job_file` reads back: all that is not a default, paths absolute."""
+    here = Path.cwd()
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(JobSpec):
+        value = getattr(spec, field.name)
+        if field.default is not dataclasses.MISSING and value == field.default:
+            continue
+        if field.name in _PATHS or (field.name == "model" and Path(value).exists()):
+            value = _beside(here, value)
+        elif field.name == "sources":
+            value = [_beside(here, source) for source in value]
+        values[field.name] = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    try:
+        Path(path).write_text(f"# panoptile segment|plan|submit {Path(path).name}\n{text}", encoding="utf-8")
+    except OSError as e:
+        raise invalid(
+            f"Cannot write the job file {path}: {e.strerror}. Choose another place with --save."
+        ) from e
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise invalid(
+                f"{path} is {size / 2**20:.0f} MiB long; a job file has at most {MAX_BYTES >> 20} MiB."
+            )
+        text = path.read_text(encoding="utf-8")
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.AnchorToken | yaml.AliasToken | yaml.TagToken):
+                line = token.start_mark.line + 1
+                raise invalid(
+                    f"{path}, line {line}: anchors, aliases and tags are not allowed in a job file."
+                )
+        data = yaml.load(text, Loader=_UniqueKeys)
+        json.dumps(data)
+    except OSError as e:
+        raise invalid(f"Cannot read the job file {path}: {e.strerror}.") from e
+    except UnicodeDecodeError as e:
+        raise invalid(f"{path} is not a text file in UTF-8: write the job file as YAML.") from e
+    except (yaml.YAMLError, TypeError, RecursionError) as e:
+        raise invalid(f"{path} cannot be read as a job file: {_one_line(e)}.") from e
+    if not isinstance(data, dict):
+        raise invalid(f"{path} must hold 'option: value' lines, such as 'tile: 1024'.")
+    return data
+
+
+class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]  # no stubs
+    """Safe loading that refuses a key that stands twice: the second would silently win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for number, key in enumerate(keys):
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is no option", node.start_mark)
+            if key in keys[:number]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
+
+
+def _sentence(error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("literal[", "tuple[")))
+    key = str(error["loc"][0]) if error["loc"] else ""
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key.replace("-", "_"), list(job_model().model_fields), 1, 0.5)
+        return f"there is no option {key!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _beside(folder: Path, path: str) -> str:
+    """A local path relative to ``folder``; URIs and absolute paths stay as they are."""
+    if _SCHEME.match(path) or path.startswith("/"):
+        return path
+    return str(folder / Path(path).expanduser())

@@ -1,0 +1,141 @@
+"""The options of a job, in the words of every command that takes one: ``segment``, ``plan``, ``submit``.
+
+:class:`~panoptile.jobs.spec.JobSpec` says which options there are and what they default to, ``options.py`` describes
+each once; the commands' parameters, the environment variables and the job file's keys all follow from these two.
+Precedence: flags, then environment, then job file, then defaults.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Any, Literal, get_args
+
+import typer
+
+from panoptile.jobs import options as opt
+from panoptile.jobs.console import Console
+from panoptile.jobs.exits import invalid
+from panoptile.jobs.spec import JobSpec
+
+Origin = Literal["flag", "environment", "job file", "default"]
+ENVIRONMENT_PREFIX = "PANOPTILE_"
+JOB_FILE_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedJob:
+    """A job, and where each of its values came from."""
+
+    spec: JobSpec
+    origins: Mapping[str, Origin]
+    file: str | None
+    """The job file, if there was one."""
+
+
+def with_job_options(run: Callable[..., None]) -> Callable[..., None]:
+    """A command ``run(job, console, *, …)`` with all options of a job before its own keyword-only ones."""
+    own = [p for p in inspect.signature(run, eval_str=True).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+    def command(ctx: typer.Context, **given: Any) -> None:
+        console = Console(as_json=given.pop("as_json"), quiet=given.pop("quiet"))
+        extra = {p.name: given.pop(p.name) for p in own}
+        save = given.pop("save")
+        job = resolve(given, ctx.get_parameter_source)
+        if save is not None:
+            from panoptile.jobs.job_file import write_job_file
+
+            write_job_file(save, job.spec)
+            console.say(f"saved   {save}")
+        run(job, console, **extra)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("ctx", keyword, annotation=typer.Context),
+        inspect.Parameter("sources", keyword, annotation=opt.SourcesOrJob, default=None),
+        *(
+            inspect.Parameter(name, keyword, annotation=_with_environment(name, kind), default=_default(name))
+            for name, kind in opt.JOB.items()
+        ),
+        *own,
+        inspect.Parameter("save", keyword, annotation=opt.Save, default=None),
+        inspect.Parameter("as_json", keyword, annotation=opt.Json, default=False),
+        inspect.Parameter("quiet", keyword, annotation=opt.Quiet, default=False),
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__ = run.__doc__
+    return command
+
+
+def variable(name: str) -> str:
+    """The environment variable of an option: ``min_area`` -> ``PANOPTILE_MIN_AREA``."""
+    return ENVIRONMENT_PREFIX + name.upper()
+
+
+def resolve(given: dict[str, Any], source_of: Callable[[str], Enum | None]) -> ResolvedJob:
+    """Flags over environment over job file over defaults. Raises :class:`JobError` (exit 2)."""
+    sources = list(given.pop("sources") or ())
+    filed: dict[str, Any] = {}
+    file = None
+    if len(sources) == 1 and sources[0].lower().endswith(JOB_FILE_SUFFIXES):
+        from panoptile.jobs.job_file import read_job_file
+
+        file = sources[0]
+        filed = read_job_file(file)
+        sources = []
+    values: dict[str, Any] = dict(filed)
+    origins: dict[str, Origin] = dict.fromkeys(filed, "job file")
+    for name, value in given.items():
+        source = source_of(name)
+        if source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT"):
+            values[name] = _parsed(name, value)
+            origins[name] = "flag" if source.name == "COMMANDLINE" else "environment"
+    if sources:
+        values["sources"], origins["sources"] = tuple(sources), "flag"
+    if "sources" not in values:
+        raise invalid(
+            "Name what to segment: rasters, videos, folders, quoted patterns, or a job file (.yaml)."
+        )
+    if not values.get("out"):
+        raise invalid("Name the output folder with -o OUT.")
+    try:
+        spec = JobSpec(**values)
+    except ValueError as e:
+        raise invalid(str(e)) from e
+    for field in dataclasses.fields(JobSpec):
+        origins.setdefault(field.name, "default")
+    return ResolvedJob(spec, origins, file)
+
+
+def _parsed(name: str, value: Any) -> Any:
+    """A flag's text as the job's value."""
+    try:
+        if name in opt.NAME_LISTS:
+            return opt.names(f"--{name}", value)
+        if name == "bands":
+            return opt.band_numbers(value)
+    except ValueError as e:
+        raise invalid(str(e)) from e
+    return value
+
+
+def _default(name: str) -> Any:
+    """The job's own default, as a flag would be left out; a list is left out as None."""
+    [field] = [f for f in dataclasses.fields(JobSpec) if f.name == name]
+    if field.default is dataclasses.MISSING:
+        return None
+    return None if isinstance(field.default, tuple) else field.default
+
+
+def _with_environment(name: str, kind: Any) -> Any:
+    """The option's description with its environment variable."""
+    base, info = get_args(kind)
+    described = copy.copy(info)
+    described.envvar = variable(name)
+    described.show_envvar = False
+    return Annotated[base, described]

@@ -1,0 +1,11 @@
+"""Words that options, plans and replicas share; imports nothing, so that the command line can."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Task = Literal["panoptic", "instance", "semantic"]
+"""What a checkpoint was trained for, and what is asked of it."""
+
+Compression = Literal["zstd", "deflate"]
+"""Of the label COGs."""

@@ -1,0 +1,158 @@
+"""The job file and the precedence of options."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from panoptile.jobs import options as opt
+from panoptile.jobs.cli import app
+from panoptile.jobs.exits import JobError
+from panoptile.jobs.job_file import read_job_file, write_job_file
+from panoptile.jobs.spec import JobSpec
+
+
+def shown(*args: str, env: dict[str, str] | None = None) -> dict[str, Any]:
+    """What ``config show --json --origin`` prints."""
+    result = CliRunner().invoke(app, ["config", "show", *args, "--origin", "--json"], env=env)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    fields: dict[str, Any] = json.loads(result.stdout)
+    return fields
+
+
+def test_every_field_of_a_job_is_an_option() -> None:
+    """No field without a flag, no flag without a field: the command line and the job file cannot drift apart."""
+    assert set(opt.JOB) | {"sources"} == {f.name for f in dataclasses.fields(JobSpec)}
+
+
+def test_flags_go_over_environment_over_job_file_over_defaults(tmp_path: Path) -> None:
+    """Each level is seen where the levels above are silent, and its origin is named."""
+    job = tmp_path / "job.yaml"
+    job.write_text("sources: [a.tif]\nout: here\ntile: 256\noverlap: 64\nbatch: 4\nclasses: [house]\n")
+    fields = shown(str(job), "--tile", "1024", env={"PANOPTILE_OVERLAP": "96", "PANOPTILE_TILE": "512"})
+    options, origins = fields["options"], fields["origins"]
+    assert (options["tile"], origins["tile"]) == (1024, "flag")
+    assert (options["overlap"], origins["overlap"]) == (96, "PANOPTILE_OVERLAP")
+    assert (options["batch"], origins["batch"]) == (4, str(job))
+    assert (options["retries"], origins["retries"]) == (2, "default")
+    assert options["classes"] == ["house"]
+    assert options["sources"] == [str(tmp_path / "a.tif")]
+    assert options["out"] == str(tmp_path / "here")
+
+
+def test_a_false_flag_goes_over_a_true_job_file(tmp_path: Path) -> None:
+    """A switch in the file can be switched off again."""
+    job = tmp_path / "job.yaml"
+    job.write_text("sources: [a.tif]\nout: o\nraster: false\n")
+    assert shown(str(job))["options"]["raster"] is False
+    assert shown(str(job), "--raster")["options"]["raster"] is True
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tiel: 512", ["'tiel'", "did you mean 'tile'"]),
+        ("max-failures: 3", ["'max-failures'", "did you mean 'max_failures'"]),
+        ("tile: '512'", ["tile", "integer", "'512'"]),
+        ("bands: red", ["bands", "'red'"]),
+        ("raster: 1", ["raster", "bool"]),
+        ("compression: lzw", ["compression", "'lzw'"]),
+        ("tile: 1\ntile: 2", ["'tile' stands twice"]),
+        ("model: !!python/object/apply:os.system ['true']", ["line 1", "tags"]),
+        ("a: &x [1]\nb: *x", ["anchors"]),
+        ("[1, 2]", ["option: value"]),
+        ("tile: 2026-11-23", ["cannot be read"]),
+        ("1: 2", ["1 is no option"]),
+        ("{", ["cannot be read"]),
+        ("tile: 512\nx: \x00", ["cannot be read"]),
+    ],
+)
+def test_a_wrong_job_file_is_one_sentence(tmp_path: Path, text: str, words: list[str]) -> None:
+    """What is wrong, where, and the nearest right name: exit 2."""
+    job = tmp_path / "job.yaml"
+    job.write_text(text)
+    with pytest.raises(JobError) as e:
+        read_job_file(str(job))
+    assert int(e.value.code) == 2
+    assert all(word in str(e.value) for word in [str(job), *words]), str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_nothing_in_a_job_file_is_executed(tmp_path: Path) -> None:
+    """A tag that would run a command is refused before it is constructed."""
+    job, canary = tmp_path / "job.yaml", tmp_path / "canary"
+    job.write_text(f"model: !!python/object/apply:os.system ['touch {canary}']\n")
+    with pytest.raises(JobError):
+        read_job_file(str(job))
+    assert not canary.exists()
+
+
+def test_a_missing_or_binary_job_file(tmp_path: Path) -> None:
+    """Both end with exit 2."""
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    for name in ("none.yaml", "bytes.yaml"):
+        with pytest.raises(JobError, match=name):
+            read_job_file(str(tmp_path / name))
+
+
+def test_nothing_to_segment_and_nowhere_to_write(tmp_path: Path) -> None:
+    """Both may come from the file; where neither flag nor file names them, it is said."""
+    job = tmp_path / "job.yaml"
+    job.write_text("tile: 256\n")
+    with pytest.raises(JobError, match="what to segment"):
+        shown(str(job), "-o", "x")
+    job.write_text("sources: [a.tif]\n")
+    with pytest.raises(JobError, match="-o OUT"):
+        shown(str(job))
+
+
+NAMES = st.lists(
+    st.text("abc xyz-:#'\"é", min_size=1).filter(lambda t: t.strip() != ""), max_size=2, unique=True
+)
+
+
+@settings(max_examples=60)
+@given(
+    tile=st.integers(64, 8192),
+    classes=NAMES,
+    bands=st.none() | st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple),
+    score=st.none() | st.floats(0, 1),
+    failures=st.integers(0, 9).map(str) | st.just("25%"),
+    raster=st.booleans(),
+)
+def test_a_saved_job_is_the_same_job(tmp_path_factory: pytest.TempPathFactory, **values: Any) -> None:
+    """--save and the job file are inverse to each other."""
+    folder = tmp_path_factory.mktemp("job")
+    spec = JobSpec(
+        ("/data/a b.tif", "s3://bucket/x/*.tif"),
+        "/out",
+        tile=values["tile"],
+        overlap=0,
+        classes=tuple(values["classes"]),
+        bands=values["bands"],
+        score=values["score"],
+        max_failures=values["failures"],
+        raster=values["raster"],
+    )
+    write_job_file(str(folder / "job.yaml"), spec)
+    assert JobSpec(**read_job_file(str(folder / "job.yaml"))) == spec
+
+
+def test_save_writes_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A saved file holds what is not a default, with absolute paths, and gives the same job elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    first = shown("a.tif", "-o", "out", "--tile", "640", "--save", "job.yaml")
+    saved = yaml.safe_load((tmp_path / "job.yaml").read_text())
+    assert saved == {"sources": [str(tmp_path / "a.tif")], "out": str(tmp_path / "out"), "tile": 640}
+    again = shown("job.yaml")["options"]
+    assert again["tile"] == first["options"]["tile"] == 640
+    assert again["out"] == str(tmp_path / "out")
