@@ -29,7 +29,8 @@ from panoptile.model.loss import ImageTargets, LossWeights, Mask2FormerCriterion
 from panoptile.model.mask2former import Mask2FormerForUniversalSegmentation
 from panoptile.model.training import OptimiserRecipe, TrainingBatch, TrainingRun, freeze, train
 from panoptile.pipeline.builtin_data import BANEPA_GSD_M, Sources, training_scenes, unpack_sources
-from panoptile.pipeline.training_windows import CLASS_NAMES, THING_LABELS, WindowSampler
+from panoptile.pipeline.builtin_labels import CLASS_NAMES, THING_LABELS
+from panoptile.pipeline.training_windows import Augmentation, WindowSampler
 
 app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
 
@@ -40,11 +41,11 @@ Run = Annotated[Path, typer.Option(help="Folder for unpacked data, checkpoints a
 
 WINDOWS, WINDOW_SIZE = 4, 256
 """Windows of a step, and their pixels a side."""
-SCALE_RANGE = (0.45, 0.7)
-"""Resolution of the windows relative to the scenes' own: a window shows about what a tile of 512 px shows."""
+AUGMENTATION = Augmentation(scale_range=(0.42, 0.75))
+"""A window of half the scenes' resolution shows what a tile of 512 px shows."""
 INPUT_STRIDE = 2
 """What the published network averages its input by, so that a tile of 512 px looks like a training window."""
-SCENE_WEIGHTS = (5.0, 4.0, 1.0)
+SCENE_WEIGHTS = (5.0, 5.0, 1.0)
 """How often Banepa, Yellowstone and Ordway-Swisher are drawn."""
 RECIPE = OptimiserRecipe(
     learning_rate=4e-4,
@@ -124,7 +125,7 @@ def start_run(sources: Sources, batch_of_step: Callable[[int], TrainingBatch]) -
 
 def window_batches(sources: Sources) -> Callable[[int], TrainingBatch]:
     """Batches of training windows, by step number."""
-    sampler = WindowSampler(training_scenes(sources), SCENE_WEIGHTS, SCALE_RANGE, seed=RECIPE.seed)
+    sampler = WindowSampler(training_scenes(sources), SCENE_WEIGHTS, AUGMENTATION, seed=RECIPE.seed)
 
     def batch_of_step(step: int) -> TrainingBatch:
         windows = sampler.batch(step, count=WINDOWS, size=WINDOW_SIZE)
@@ -142,7 +143,7 @@ def train_command(
     wheels: Wheels,
     banepa: Banepa,
     run: Run,
-    steps: Annotated[int, typer.Option(min=1, help="Length; a resumed run may be given another.")] = 1500,
+    steps: Annotated[int, typer.Option(min=1, help="Length; a resumed run may be given another.")] = 2000,
 ) -> None:
     """Train, or go on training, until STEPS steps are done."""
     sources = unpack_sources(wheels=wheels, banepa=banepa, scratch=run / "sources")

@@ -14,16 +14,9 @@ from panoptile.jobs.prepare import prepare
 from panoptile.jobs.segment import run_job
 from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline.builtin_data import Sources, held_out_scenes
+from panoptile.pipeline.builtin_labels import BUILDING, CROWN, GROUND, VEGETATION, read_boxes
+from panoptile.pipeline.labelled_scene import IGNORED, LabelledScene
 from panoptile.pipeline.object_scores import ObjectScores, boxes_of, match_boxes, match_masks
-from panoptile.pipeline.training_windows import (
-    BUILDING,
-    CROWN,
-    GROUND,
-    IGNORED,
-    VEGETATION,
-    LabelledScene,
-    read_boxes,
-)
 
 CROWN_BOX_IOU = 0.4
 """The IoU at which NEON crowns count as found, as in the benchmark's own papers."""

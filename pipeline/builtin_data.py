@@ -11,7 +11,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from panoptile.pipeline.training_windows import LabelledScene, building_scene, crown_scene
+from panoptile.pipeline.builtin_labels import building_scene, crown_scene
+from panoptile.pipeline.labelled_scene import LabelledScene
 
 BANEPA_GSD_M = 0.13
 NEON_GSD_M = 0.10
