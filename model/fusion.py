@@ -82,6 +82,7 @@ class _Row(NamedTuple):
     visible: int
     """Those of them that its own mask covers."""
     own_area: int
+    query: int
 
 
 def fuse_logits(
@@ -100,7 +101,7 @@ def _panoptic(classes_QK: Tensor, masks_Qhw: Tensor, canvas: Canvas, rules: Fusi
     if len(kept) == 0:
         return _empty(canvas)
     painted = _paint(masks_Qhw[kept], scores[kept], canvas, rules)
-    return _assemble(painted, labels[kept], rules, queries_used=len(kept))
+    return _assemble(painted, labels[kept], kept, rules, queries_used=len(kept))
 
 
 def _instance(classes_QK: Tensor, masks_Qhw: Tensor, canvas: Canvas, rules: FusionRules) -> PanopticMap:
@@ -116,7 +117,7 @@ def _instance(classes_QK: Tensor, masks_Qhw: Tensor, canvas: Canvas, rules: Fusi
         return _empty(canvas)
     painted = _paint(masks_Qhw[kept], scores[kept], canvas, rules, whole_masks=True)
     used = int((painted.score > rules.score_threshold).sum())
-    return _assemble(painted, things[best[kept]], rules, queries_used=used)
+    return _assemble(painted, things[best[kept]], kept, rules, queries_used=used)
 
 
 def _paint(
@@ -157,9 +158,11 @@ def _resized_probabilities(masks_nhw: Tensor, canvas: Canvas) -> Iterator[Tensor
         yield from logits.sigmoid_()[:, : canvas.height, : canvas.width]
 
 
-def _assemble(painted: _Painted, labels_n: Tensor, rules: FusionRules, *, queries_used: int) -> PanopticMap:
+def _assemble(
+    painted: _Painted, labels_n: Tensor, queries_n: Tensor, rules: FusionRules, *, queries_used: int
+) -> PanopticMap:
     """Drop what is too hidden, fuse what belongs together, number the rest 1…N in the queries' order."""
-    rows = _rows(painted, labels_n)
+    rows = _rows(painted, labels_n, queries_n)
     number_of_row = np.zeros(len(rows) + 1, dtype=np.int32)  # the last entry: no query
     segments: list[list[_Row]] = []
     fused: dict[int, int] = {}
@@ -180,20 +183,26 @@ def _assemble(painted: _Painted, labels_n: Tensor, rules: FusionRules, *, querie
         label_ids=np.array([rows[0].label_id for rows in segments], dtype=np.int32),
         scores=np.array([_mean_score(rows) for rows in segments], dtype=np.float32),
         queries_used=queries_used,
+        queries=np.array([max(rows, key=_visible).query for rows in segments], dtype=np.int32),
     )
 
 
-def _rows(painted: _Painted, labels_n: Tensor) -> list[_Row]:
+def _rows(painted: _Painted, labels_n: Tensor, queries_n: Tensor) -> list[_Row]:
     """The table of the queries, brought to the host in one copy."""
     count = len(labels_n)
     pixels = torch.bincount((painted.winner * 2 + painted.inside).flatten(), minlength=2 * count + 2)
     pixels = pixels.view(count + 1, 2)[:count]
-    columns = [labels_n, painted.score, pixels.sum(1), pixels[:, 1], painted.own_area]
+    columns = [labels_n, painted.score, pixels.sum(1), pixels[:, 1], painted.own_area, queries_n]
     # fp64 holds each of these exactly: pixel counts stay below 2^53.
     table: NDArray[np.float64] = torch.stack([c.double() for c in columns], dim=1).cpu().numpy()
     return [
-        _Row(int(label), float(s), int(won), int(visible), int(own)) for label, s, won, visible, own in table
+        _Row(int(label), float(s), int(won), int(visible), int(own), int(query))
+        for label, s, won, visible, own, query in table
     ]
+
+
+def _visible(row: _Row) -> int:
+    return row.visible
 
 
 def _mean_score(rows: list[_Row]) -> float:
@@ -259,4 +268,5 @@ def _empty(canvas: Canvas) -> PanopticMap:
         label_ids=np.zeros(0, dtype=np.int32),
         scores=np.zeros(0, dtype=np.float32),
         queries_used=0,
+        queries=np.zeros(0, dtype=np.int32),
     )

@@ -168,6 +168,16 @@ class Mask2FormerForUniversalSegmentation(PretrainedNetwork):
             output.loss = self._loss(layers if config.use_auxiliary_loss else layers[-1:], labels)
         return output if _chosen(return_dict, config.return_dict) else output.to_tuple()
 
+    def logits_and_embeddings(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Class logits (B, Q, K + 1), mask logits (B, Q, ⌈H/4⌉, ⌈W/4⌉) and the queries' layer-normed last states (B, Q, C).
+
+        The states are what both heads read, and what tells an object again in another frame.
+        """
+        states = self.model.states(pixel_values)
+        normed = states.decoder.normed[-1]
+        heads = self._predict(states, normed)
+        return heads["class_queries_logits"], heads["masks_queries_logits"], normed
+
     def _predict(self, states: NetworkStates, normed_BQC: Tensor) -> dict[str, Tensor]:
         return {
             "class_queries_logits": self.class_predictor(normed_BQC),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -23,9 +24,12 @@ from panoptile.model.checkpoint import CheckpointSettings, Task, read_settings
 from panoptile.model.classes import ClassTable
 from panoptile.model.fusion import Canvas, FusionRules, fuse_logits
 from panoptile.model.mask2former import Mask2FormerForUniversalSegmentation
-from panoptile.model.panoptic_map import PanopticMap
+from panoptile.model.panoptic_map import PanopticMap, QueryStates
 
 log = logging.getLogger(__name__)
+
+Embeddings = Literal["none", "segments", "queries"]
+"""Which query states come with a map: none, those of its segments, or those of all queries with their class logits."""
 
 _SIZE_DIVISOR = 32
 
@@ -89,10 +93,13 @@ class Segmenter:
             chosen,
         )
 
-    def predict(self, pixels_BCHW: NDArray[np.uint8], *, count: int | None = None) -> list[PanopticMap]:
+    def predict(
+        self, pixels_BCHW: NDArray[np.uint8], *, count: int | None = None, embeddings: Embeddings = "none"
+    ) -> list[PanopticMap]:
         """One map of (H, W) per tile, in order; tiles are not resized.
 
         ``count``: only the first ``count`` tiles are wanted, the rest is padding of a fixed batch (a CPU skips it).
+        ``embeddings``: the query states that come with each map; see :data:`Embeddings`.
         """
         if pixels_BCHW.ndim != 4 or pixels_BCHW.shape[1] != self.channels or pixels_BCHW.dtype != np.uint8:
             raise ValueError(
@@ -101,23 +108,43 @@ class Segmenter:
             )
         wanted = len(pixels_BCHW) if count is None else count
         if self.device.type == "cpu":
-            return [m for i in range(wanted) for m in self._predict(pixels_BCHW[i : i + 1])]
-        return self._predict(pixels_BCHW)[:wanted]
+            return [m for i in range(wanted) for m in self._predict(pixels_BCHW[i : i + 1], embeddings)]
+        return self._predict(pixels_BCHW, embeddings)[:wanted]
 
     @torch.inference_mode()
-    def _predict(self, pixels: NDArray[np.uint8]) -> list[PanopticMap]:
+    def _predict(self, pixels: NDArray[np.uint8], embeddings: Embeddings) -> list[PanopticMap]:
         height, width = pixels.shape[-2:]
         # A copy: torch takes neither negative strides nor read-only arrays.
         x_BCHW = self.prepare(torch.from_numpy(pixels.copy()).to(self.device))
-        output = self._network(x_BCHW, output_auxiliary_logits=False)
+        class_logits, mask_logits, normed = self._network.logits_and_embeddings(x_BCHW)
         canvas = Canvas(height, width, x_BCHW.shape[-2], x_BCHW.shape[-1])
-        return fuse_logits(output.class_queries_logits, output.masks_queries_logits, canvas, self.rules)
+        maps = fuse_logits(class_logits, mask_logits, canvas, self.rules)
+        if embeddings == "none":
+            return maps
+        return _with_states(maps, normed, class_logits, embeddings)
 
     def prepare(self, pixels_BCHW: Tensor) -> Tensor:
         """uint8 to normalised fp32, padded right and at the bottom with zeros to a multiple of 32."""
         height, width = pixels_BCHW.shape[-2:]
         x = torch.addcmul(self._shift, pixels_BCHW.float(), self._scale)
         return F.pad(x, (0, -width % _SIZE_DIVISOR, 0, -height % _SIZE_DIVISOR))
+
+
+def _with_states(
+    maps: list[PanopticMap], normed_BQC: Tensor, class_logits_BQK: Tensor, embeddings: Embeddings
+) -> list[PanopticMap]:
+    """The maps with the query states that were asked for; one copy to the host for the batch."""
+    states_BQC = normed_BQC.half().cpu().numpy()
+    logits_BQK = class_logits_BQK.half().cpu().numpy() if embeddings == "queries" else None
+    found = []
+    for i, panoptic in enumerate(maps):
+        queries = panoptic.queries
+        rows = np.zeros((len(panoptic.label_ids), states_BQC.shape[2]), np.float16)
+        if queries is not None:
+            rows = states_BQC[i][queries]
+        states = None if logits_BQK is None else QueryStates(states_BQC[i].copy(), logits_BQK[i].copy())
+        found.append(replace(panoptic, embeddings=rows, states=states))
+    return found
 
 
 def choose_device(device: str) -> torch.device:
