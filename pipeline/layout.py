@@ -9,6 +9,7 @@ CLASSES = "classes.json"
 MANIFEST = "manifest.parquet"
 METRICS = "metrics.json"
 SUCCESS = "_SUCCESS.json"
+DEADLETTER = "deadletter.parquet"
 PUBLISHED = ("rasters", "segments", "video", CLASSES, MANIFEST)
 """The published tree: byte-identical between runs of one job."""
 KNOWN = frozenset(
@@ -20,7 +21,7 @@ KNOWN = frozenset(
         "_state",
         "tiles",
         "previews",
-        "deadletter.parquet",
+        DEADLETTER,
         "report.html",
         "catalog",
     }
