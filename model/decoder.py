@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from panoptile.model.config import Mask2FormerConfig
 from panoptile.model.pixel_decoder import LEVELS
 from panoptile.model.positions import sine_positions
+from panoptile.model.precision import at_least_fp32, without_autocast
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,10 @@ class TransformerModule(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class MaskHead:
-    """Mask logits from query embeddings, with the pixel decoder's last 1x1 convolution folded into the queries."""
+    """Mask logits from query embeddings, with the pixel decoder's last 1x1 convolution folded into the queries.
+
+    An fp32 island: in bf16 two probabilities near 1 are the same number, and the winner of a pixel would be a tie.
+    """
 
     weight_MC: Tensor
     bias_M: Tensor
@@ -94,10 +98,12 @@ class MaskHead:
 
     def logits(self, embedding_BQM: Tensor) -> Tensor:
         """(B, Q, H, W): E·(W·F + b), computed as (E·W)·F + E·b."""
-        height, width = self.features_BCHW.shape[-2:]
-        folded_BQC = embedding_BQM @ self.weight_MC
-        constant_BQ1 = (embedding_BQM @ self.bias_M)[..., None]
-        logits = torch.baddbmm(constant_BQ1, folded_BQC, self.features_BCHW.flatten(2))
+        features_BCHW, height, width = self.features_BCHW, *self.features_BCHW.shape[-2:]
+        with without_autocast(features_BCHW.device):
+            embedding_BQM = at_least_fp32(embedding_BQM)
+            folded_BQC = embedding_BQM @ at_least_fp32(self.weight_MC)
+            constant_BQ1 = (embedding_BQM @ at_least_fp32(self.bias_M))[..., None]
+            logits = torch.baddbmm(constant_BQ1, folded_BQC, at_least_fp32(features_BCHW).flatten(2))
         return torch.unflatten(logits, 2, (height, width))
 
 
@@ -144,7 +150,7 @@ class MaskedAttentionDecoder(nn.Module):
         The test is on the sigmoid, not on the logit's sign: logits in (-1.2e-7, 0) round to 0.5 and count as inside.
         """
         logits = pooled.logits(self.mask_embedding(normed_BQC)).flatten(2)
-        inside = logits.float().sigmoid() >= 0.5
+        inside = logits.sigmoid() >= 0.5
         return (inside | ~inside.any(dim=-1, keepdim=True))[:, None]
 
 

@@ -10,11 +10,12 @@ Letters: B batch, S pixels of all levels, L levels, P points, h heads, D channel
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from panoptile.model.constants import constant
 
 Shapes = tuple[tuple[int, int], ...]
 """(height, width) of each level, in the order in which the levels are flattened."""
@@ -168,32 +169,29 @@ def sample_reference(value_BShD: Tensor, offsets_xy: Tensor, weights: Tensor, sh
     return out.view(batch, heads * depth, size).transpose(1, 2)
 
 
-@lru_cache(maxsize=16)
+@constant(maxsize=16)
 def pixel_origins(shapes: Shapes, device: torch.device) -> Tensor:
     """(S, L, 2) position (x, y) of each pixel's centre in pixel coordinates of each level, fp32."""
-    with torch.inference_mode(False):
-        centres = []
-        for height, width in shapes:
-            y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
-            x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
-            centres.append(torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=-1))
-        extents = torch.tensor([[w, h] for h, w in shapes], dtype=torch.float32, device=device)
-        return torch.cat(centres)[:, None] * extents - 0.5
+    centres = []
+    for height, width in shapes:
+        y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+        x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+        centres.append(torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=-1))
+    extents = torch.tensor([[w, h] for h, w in shapes], dtype=torch.float32, device=device)
+    return torch.cat(centres)[:, None] * extents - 0.5
 
 
-@lru_cache(maxsize=16)
+@constant(maxsize=16)
 def _origins_by_axis(shapes: Shapes, device: torch.device) -> Tensor:
     """(2, L, 1, S) the same, x first, with the pixels last."""
-    with torch.inference_mode(False):
-        return pixel_origins(shapes, device).permute(2, 1, 0)[:, :, None].contiguous()
+    return pixel_origins(shapes, device).permute(2, 1, 0)[:, :, None].contiguous()
 
 
-@lru_cache(maxsize=16)
+@constant(maxsize=16)
 def _level_geometry(shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """(L, 1, 1) width, height and first row of each level; integers."""
-    with torch.inference_mode(False):
-        heights, widths = zip(*shapes, strict=True)
-        firsts = [sum(h * w for h, w in shapes[:i]) for i in range(len(shapes))]
-        geometry = torch.tensor([widths, heights, firsts], dtype=torch.int32, device=device)
-        width, height, first = geometry[:, :, None, None]
-        return width, height, first
+    heights, widths = zip(*shapes, strict=True)
+    firsts = [sum(h * w for h, w in shapes[:i]) for i in range(len(shapes))]
+    geometry = torch.tensor([widths, heights, firsts], dtype=torch.int32, device=device)
+    width, height, first = geometry[:, :, None, None]
+    return width, height, first

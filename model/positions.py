@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from panoptile.model.constants import constant
+
 _TEMPERATURE = 10_000.0
 
 
-@lru_cache(maxsize=32)
+@constant(maxsize=32)
 def sine_positions(height: int, width: int, channels: int, device: torch.device) -> Tensor:
     """(height·width, channels) embedding: the first half of the channels holds y, the second x; fp32 always."""
-    with torch.inference_mode(False):
-        half = channels // 2
-        exponent = 2 * torch.arange(half, device=device).div(2, rounding_mode="floor") / half
-        wavelengths = _TEMPERATURE**exponent
-        y = _encode(height, wavelengths)[:, None].expand(-1, width, -1)
-        x = _encode(width, wavelengths)[None].expand(height, -1, -1)
-        return torch.cat([y, x], dim=-1).flatten(0, 1)
+    half = channels // 2
+    exponent = 2 * torch.arange(half, device=device).div(2, rounding_mode="floor") / half
+    wavelengths = _TEMPERATURE**exponent
+    y = _encode(height, wavelengths)[:, None].expand(-1, width, -1)
+    x = _encode(width, wavelengths)[None].expand(height, -1, -1)
+    return torch.cat([y, x], dim=-1).flatten(0, 1)
 
 
 def _encode(extent: int, wavelengths: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ Letters: B batch, H W pixels of a map, C channels, N pixels of a window, M windo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoptile.model.chunks import by_rows
+from panoptile.model.constants import constant
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 
@@ -195,18 +195,17 @@ class WindowAttention(nn.Module):
         return bias[None].expand(rows * cols, -1, -1, -1).flatten(0, 1)[None]
 
 
-@lru_cache(maxsize=32)
+@constant(maxsize=32)
 def relative_position_index(window: int, device: torch.device) -> Tensor:
     """(N·N,) row of the bias table for each pair of pixels (query major) of one window."""
-    with torch.inference_mode(False):
-        line = torch.arange(window, device=device)
-        row, col = (g.flatten() for g in torch.meshgrid(line, line, indexing="ij"))
-        down = row[:, None] - row[None, :] + window - 1
-        right = col[:, None] - col[None, :] + window - 1
-        return (down * (2 * window - 1) + right).flatten()
+    line = torch.arange(window, device=device)
+    row, col = (g.flatten() for g in torch.meshgrid(line, line, indexing="ij"))
+    down = row[:, None] - row[None, :] + window - 1
+    right = col[:, None] - col[None, :] + window - 1
+    return (down * (2 * window - 1) + right).flatten()
 
 
-@lru_cache(maxsize=32)
+@constant(maxsize=32)
 def shift_mask(rows: int, cols: int, window: int, shift: int, device: torch.device) -> Tensor:
     """(M, N, N) 0 between pixels of one region of the rolled map, else -100 (finite, so no row is empty)."""
 
@@ -214,10 +213,9 @@ def shift_mask(rows: int, cols: int, window: int, shift: int, device: torch.devi
         i = torch.arange(count * window, device=device)
         return (i >= count * window - window).int() + (i >= count * window - shift).int()
 
-    with torch.inference_mode(False):
-        region = regions(rows)[:, None] * 3 + regions(cols)[None, :]
-        flat = region.view(rows, window, cols, window).transpose(1, 2).reshape(rows * cols, -1)
-        return torch.where(flat[:, :, None] == flat[:, None, :], 0.0, -100.0)
+    region = regions(rows)[:, None] * 3 + regions(cols)[None, :]
+    flat = region.view(rows, window, cols, window).transpose(1, 2).reshape(rows * cols, -1)
+    return torch.where(flat[:, :, None] == flat[:, None, :], 0.0, -100.0)
 
 
 def _build_stages(config: Mapping[str, Any], depths: list[int], channels: tuple[int, ...]) -> list[nn.Module]:
