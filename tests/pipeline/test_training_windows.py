@@ -101,7 +101,7 @@ def test_quarter_turns_and_flips_are_exact() -> None:
 def test_what_lies_outside_the_image_is_blank_and_ignored() -> None:
     """Corners of a turned window that poke out of the image have no label and no colour."""
     window = cut(some_scene(), Placement(row=48, col=48, extent=96, angle=np.pi / 4), size=96)
-    for row, col in ((0, 0), (0, 95), (95, 0)):
+    for row, col in ((0, 0), (95, 0), (95, 95)):  # the fourth one is inside
         assert window.labels[row, col] == IGNORED
         assert (window.image[:, row, col] == FILL).all()
     assert window.labels[48, 48] != IGNORED
