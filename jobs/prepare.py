@@ -6,14 +6,13 @@ Nothing here writes: a job that fails leaves nothing behind.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from panoptile.jobs.exits import invalid
 from panoptile.jobs.models import ResolvedModel, resolve_model
 from panoptile.jobs.spec import JobSpec
-from panoptile.jobs.state import check_same_job, is_unstarted
+from panoptile.jobs.state import cannot_write, check_same_job, is_unstarted
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
 from panoptile.pipeline.ground_area import pixel_area_m2
@@ -22,7 +21,7 @@ from panoptile.pipeline.plan import RasterPlan
 from panoptile.pipeline.raster_info import RasterInfo
 from panoptile.pipeline.raster_source import inspect_raster
 from panoptile.pipeline.stitch import NodeFilter
-from panoptile.pipeline.store import Store
+from panoptile.pipeline.store import StoreUnreachable, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +131,16 @@ def check_output(
 ) -> None:
     """Refuse a folder with foreign files (2), of another job (5), or that cannot be written (2)."""
     try:
-        store = Store(out)
+        store = open_store(out)
+    except ValueError as e:
+        raise invalid(f"Cannot use it as the output folder: {e}") from e
+    try:
+        store.check_writable()
         entries = store.entries()
-    except (ValueError, OSError) as e:
-        raise invalid(f"Cannot use {out} as the output folder: {e}") from e
-    probe = store.root
-    while not probe.exists():
-        probe = probe.parent
-    if not probe.is_dir():
-        raise invalid(f"Cannot use {out} as the output folder: {probe} is a file.")
-    if not os.access(probe, os.W_OK | os.X_OK) or os.statvfs(probe).f_flag & os.ST_RDONLY:
-        raise invalid(f"Cannot write to {out}: {probe} is read-only. Choose another folder with -o.")
+    except (StoreUnreachable, PermissionError) as e:
+        raise cannot_write(out, e) from e
+    except OSError as e:
+        raise invalid(f"Cannot use {out} as the output folder: {e}.") from e
     foreign = [name for name in entries if name not in layout.KNOWN]
     if foreign:
         raise invalid(

@@ -6,11 +6,12 @@ import tempfile
 from pathlib import Path
 
 from panoptile.jobs.exits import invalid
+from panoptile.jobs.state import cannot_write
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
 from panoptile.pipeline.plan import RasterPlan
 from panoptile.pipeline.preview import MIN_SIDE, write_preview
-from panoptile.pipeline.store import Store
+from panoptile.pipeline.store import Store, StoreUnreachable, open_store
 
 
 def redraw(out: str, max_side: int) -> list[str]:
@@ -18,33 +19,38 @@ def redraw(out: str, max_side: int) -> list[str]:
     if not MIN_SIDE <= max_side <= 16_384:
         raise invalid(f"--max-side must lie between {MIN_SIDE} and 16384 pixels, got {max_side}.")
     try:
-        store = Store(out)
+        store = open_store(out)
     except ValueError as e:
         raise invalid(str(e)) from e
-    if not store.exists(layout.SUCCESS):
-        raise invalid(f"{out} holds no finished run: there is no {layout.SUCCESS}.")
     try:
-        classes = ClassTable.from_file(store.path(layout.CLASSES))
-    except ValueError as e:
-        raise invalid(str(e)) from e
-    paths = []
-    for key in store.keys("_state/plan"):
-        info = RasterPlan.from_json(store.read_bytes(key)).info
-        rasters = {
-            name: store.path(f"rasters/{info.key}/{info.stem}.{name}.tif") for name in ("segments", "classes")
-        }
-        missing = [str(path) for path in rasters.values() if not path.exists()]
-        if missing:
-            raise invalid(f"{missing[0]} is not there: a preview is drawn from the label rasters (--raster).")
-        target = f"previews/{info.key}.png"
-        with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
-            picture = Path(folder) / "preview.png"
-            try:
-                write_preview(
-                    picture, info, rasters["segments"], rasters["classes"], classes, max_side=max_side
-                )
-            except OSError as e:
-                raise invalid(f"Cannot draw {info.uri}: {e}") from e
-            store.put_file(target, picture)
-        paths.append(str(store.path(target)))
-    return paths
+        if not store.exists(layout.SUCCESS):
+            raise invalid(f"{out} holds no finished run: there is no {layout.SUCCESS}.")
+        return [_redraw(store, key, max_side) for key in store.keys("_state/plan")]
+    except StoreUnreachable as e:
+        raise cannot_write(out, e) from e
+
+
+def _redraw(store: Store, plan_key: str, max_side: int) -> str:
+    info = RasterPlan.from_json(store.read_bytes(plan_key)).info
+    rasters = [f"rasters/{info.key}/{info.stem}.{name}.tif" for name in ("segments", "classes")]
+    for key in rasters:
+        if not store.exists(key):
+            raise invalid(
+                f"{store.uri(key)} is not there: a preview is drawn from the label rasters (--raster)."
+            )
+    target = f"previews/{info.key}.png"
+    with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
+        scratch = Path(folder)
+        picture = scratch / "preview.png"
+        try:
+            classes = ClassTable.from_file(store.local_copy(layout.CLASSES, scratch))
+            segments_tif, classes_tif = (store.local_copy(key, scratch) for key in rasters)
+            write_preview(picture, info, segments_tif, classes_tif, classes, max_side=max_side)
+        except ValueError as e:
+            raise invalid(str(e)) from e
+        except StoreUnreachable:
+            raise
+        except OSError as e:
+            raise invalid(f"Cannot draw {info.uri}: {e}") from e
+        store.put_file(target, picture)
+    return store.uri(target)

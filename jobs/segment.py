@@ -32,7 +32,7 @@ from panoptile.pipeline.finish import FinishedInput, Products, finish_input
 from panoptile.pipeline.memory import allocate_frugally
 from panoptile.pipeline.plan import RasterPlan, Unit
 from panoptile.pipeline.pool import Failure, LocalPool, Pool, PoolError
-from panoptile.pipeline.store import Store
+from panoptile.pipeline.store import Store, open_store
 from panoptile.pipeline.worker import UnitReport, WorkerSpec
 
 
@@ -50,7 +50,7 @@ class Summary:
 def run_job(prepared: Prepared, console: Console) -> Summary:
     """Run the job: returns a summary with exit code 0 or 3, or raises :class:`JobError`."""
     allocate_frugally()
-    store = Store(prepared.spec.out)
+    store = open_store(prepared.spec.out)
     started = time.perf_counter()
     model = (prepared.model.description, prepared.model.sha256)
     try:
@@ -59,7 +59,7 @@ def run_job(prepared: Prepared, console: Console) -> Summary:
     except OSError as e:
         raise cannot_write(prepared.spec.out, e) from e
     if not todo and (done := finished_before(store, prepared.fingerprint, prepared.plans)) is not None:
-        return Summary(done[0], str(store.root), (), done[1], already_done=True)
+        return Summary(done[0], store.root, (), done[1], already_done=True)
     if len(todo) < prepared.units:
         console.say(f"resume  {prepared.units - len(todo)} of {prepared.units} units are done already")
     store.delete(layout.SUCCESS)
@@ -74,7 +74,7 @@ def run_job(prepared: Prepared, console: Console) -> Summary:
         _write_results(store, prepared, inputs, result, metrics, code)
     except OSError as e:
         raise cannot_write(prepared.spec.out, e) from e
-    return Summary(code, str(store.root), tuple(inputs), metrics)
+    return Summary(code, store.root, tuple(inputs), metrics)
 
 
 # --- run -----------------------------------------------------------------------------------------------

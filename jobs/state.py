@@ -22,14 +22,15 @@ from panoptile.jobs.spec import LAYOUT_VERSION, JobSpec
 from panoptile.pipeline import layout
 from panoptile.pipeline.joined import read_commit
 from panoptile.pipeline.plan import RasterPlan, Unit
-from panoptile.pipeline.store import Store
+from panoptile.pipeline.store import Store, StoreUnreachable
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_unstarted(store: Store) -> bool:
     """True where a run began to make the folder and got no further than its staging area."""
-    return store.entries() == ["_state"] and [p.name for p in store.path("_state").iterdir()] == ["tmp"]
+    begun = ("_state/tmp/", "_state/probe/")
+    return store.entries() == ["_state"] and all(s.key.startswith(begun) for s in store.walk("_state"))
 
 
 def check_same_job(store: Store, fingerprint: str, fields: dict[str, object], uris: list[str]) -> None:
@@ -40,7 +41,7 @@ def check_same_job(store: Store, fingerprint: str, fields: dict[str, object], ur
         or not isinstance(other.get("fields"), dict)
         or not isinstance(other.get("inputs"), list)
     ):
-        raise invalid(f"{store.root / layout.JOB} cannot be read as a job: choose an empty folder with -o.")
+        raise invalid(f"{store.uri(layout.JOB)} cannot be read as a job: choose an empty folder with -o.")
     if other.get("fingerprint") != fingerprint:
         changed = [k for k in fields if other["fields"].get(k) != fields[k]]
         raise JobError(
@@ -144,7 +145,9 @@ def finished_before(
 
 
 def cannot_write(out: str, error: OSError) -> JobError:
-    """The sentence for a store that refuses a write: exit 4 on a full disk, else exit 2."""
+    """The sentence for a store that refuses a write: exit 6 for an object store, 4 on a full disk, else 2."""
+    if isinstance(error, StoreUnreachable):
+        return JobError(Exit.UNREACHABLE, f"{error.strerror}.")
     if error.errno in FULL:
         return JobError(
             Exit.FAILED,

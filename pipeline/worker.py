@@ -27,7 +27,7 @@ from panoptile.pipeline.layout import commit_key, fragment_key, plan_key
 from panoptile.pipeline.plan import RasterPlan, Unit
 from panoptile.pipeline.raster_source import RasterSource, RasterTile
 from panoptile.pipeline.replica import ReplicaFactory, TileBatch
-from panoptile.pipeline.store import Store
+from panoptile.pipeline.store import open_store
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -119,7 +119,7 @@ class Worker:
         bound_threads(spec.threads)
         self.name = name
         self._spec = spec
-        self._store = Store(spec.store_root)
+        self._store = open_store(spec.store_root)
         self._replica = spec.replica()
         self._replica_lock = threading.Lock()
         self._plans_lock = threading.Lock()

@@ -21,7 +21,7 @@ from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline.raster_info import NODATA_ID
-from panoptile.pipeline.store import Store
+from panoptile.pipeline.store_local import LocalStore
 from panoptile.pipeline.worker import UnitError, Worker
 
 TILING = {"tile": 80, "overlap": 24}
@@ -96,7 +96,7 @@ def test_healed_failures_are_published_and_the_dead_letter_goes(
     out, real = tmp_path / "out", Worker.run
 
     def unlucky(worker: Worker, unit):  # type: ignore[no-untyped-def]
-        if unit.first_tile == 0:
+        if unit.first == 0:
             raise UnitError("infer", "no luck", 0)
         return real(worker, unit)
 
@@ -203,16 +203,16 @@ def test_a_full_disk_ends_with_exit_4_and_then_goes_on(
     files: WorldFiles, calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No space while units run: a clear sentence, nothing published, and the same bytes once there is space."""
-    real, calls = Store.put_bytes, [0]
+    real, calls = LocalStore.put_bytes, [0]
 
-    def full(store: Store, key: str, data: bytes) -> None:
+    def full(store: LocalStore, key: str, data: bytes) -> None:
         calls[0] += 1
         if calls[0] > 8:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(store, key, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "put_bytes", full)
+        patch.setattr(LocalStore, "put_bytes", full)
         with pytest.raises(JobError, match="No space left on device") as e:
             run(files, tmp_path / "out", **TILING)
     assert e.value.code is Exit.FAILED

@@ -15,7 +15,7 @@ from tests.pipeline.worlds import TABLE, World, connected, make_world
 from panoptile.pipeline.layout import commit_key
 from panoptile.pipeline.plan import RasterPlan
 from panoptile.pipeline.raster_info import NODATA_ID
-from panoptile.pipeline.store import Store
+from panoptile.pipeline.store_local import LocalStore
 
 DEPENDS_ON_TILING = ["tile_ids", "merged_from", "score"]
 
@@ -73,7 +73,7 @@ def test_lost_units_are_redone_to_the_same_bytes(tmp_path: Path) -> None:
     calm, broken = tmp_path / "calm", tmp_path / "broken"
     run(files, calm, tile=80, overlap=24)
     run(files, broken, tile=80, overlap=24)
-    store = Store(broken)
+    store = LocalStore(broken)
     plan = RasterPlan.from_json(store.read_bytes(store.keys("_state/plan")[0]))
     units = list(plan.units())
     for unit in units[::3]:

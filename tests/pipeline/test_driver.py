@@ -10,7 +10,7 @@ import pytest
 from panoptile.pipeline.driver import Policy, TooManyFailures, run_units
 from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.pool import Failure, Outcome, PoolError
-from panoptile.pipeline.store import Store
+from panoptile.pipeline.store_local import LocalStore
 from panoptile.pipeline.worker import UnitReport
 
 
@@ -70,7 +70,7 @@ UNITS = [Unit("k", 4 * i, 4) for i in range(20)]
 
 def test_a_unit_that_fails_twice_is_done_at_the_third_try(tmp_path: Path) -> None:
     """Failed attempts are recorded and repeated; nothing is lost."""
-    store = Store(tmp_path)
+    store = LocalStore(tmp_path)
     result = run_units(ScriptedPool({UNITS[3]: 2}), store, UNITS, Policy(), lambda r: None)
     assert sorted(r.unit for r in result.reports) == UNITS
     assert result.retries == 2
@@ -81,7 +81,7 @@ def test_a_unit_that_fails_twice_is_done_at_the_third_try(tmp_path: Path) -> Non
 def test_a_unit_that_always_fails_is_set_aside(tmp_path: Path) -> None:
     """Within the limit the run goes on without the unit and names it."""
     result = run_units(
-        ScriptedPool({UNITS[3]: 9}), Store(tmp_path), UNITS, Policy(max_failures=2), lambda r: None
+        ScriptedPool({UNITS[3]: 9}), LocalStore(tmp_path), UNITS, Policy(max_failures=2), lambda r: None
     )
     assert list(result.dead) == [UNITS[3]]
     assert len(result.reports) == len(UNITS) - 1
@@ -91,16 +91,16 @@ def test_too_many_failures_stop_the_run(tmp_path: Path) -> None:
     """Above the limit the run stops, and the message names a unit and its error."""
     failing = dict.fromkeys(UNITS[:5], 9)
     with pytest.raises(TooManyFailures, match="out of luck"):
-        run_units(ScriptedPool(failing), Store(tmp_path), UNITS, Policy(max_failures=3), lambda r: None)
+        run_units(ScriptedPool(failing), LocalStore(tmp_path), UNITS, Policy(max_failures=3), lambda r: None)
 
 
 def test_two_units_in_flight_per_worker_but_not_at_the_end(tmp_path: Path) -> None:
     """Workers prefetch a second unit only while enough units are left for all."""
     pool = ScriptedPool({})
-    run_units(pool, Store(tmp_path), UNITS, Policy(), lambda r: None)
+    run_units(pool, LocalStore(tmp_path), UNITS, Policy(), lambda r: None)
     assert pool.most_running == 4
     short = ScriptedPool({})
-    run_units(short, Store(tmp_path), UNITS[:2], Policy(), lambda r: None)
+    run_units(short, LocalStore(tmp_path), UNITS[:2], Policy(), lambda r: None)
     assert short.most_running == 2
 
 
@@ -108,7 +108,7 @@ def test_no_worker_for_too_long_ends_the_run(tmp_path: Path) -> None:
     """Without any ready worker the wait is bounded."""
     with pytest.raises(PoolError, match="No replica has been ready"):
         run_units(
-            ScriptedPool({}, ready=0), Store(tmp_path), UNITS, Policy(lost_timeout=0.01), lambda r: None
+            ScriptedPool({}, ready=0), LocalStore(tmp_path), UNITS, Policy(lost_timeout=0.01), lambda r: None
         )
 
 
@@ -116,7 +116,7 @@ def test_a_killer_takes_no_innocent_unit_with_it(tmp_path: Path) -> None:
     """Units that die together are tried again alone: only the one that kills its worker is set aside."""
     killer = UNITS[7]
     result = run_units(
-        ScriptedPool({}, killers=(killer,)), Store(tmp_path), UNITS, Policy(max_failures=20), lambda r: None
+        ScriptedPool({}, killers=(killer,)), LocalStore(tmp_path), UNITS, Policy(max_failures=20), lambda r: None
     )
     assert list(result.dead) == [killer]
     assert sorted(r.unit for r in result.reports) == [u for u in UNITS if u != killer]
@@ -128,7 +128,7 @@ def test_a_unit_that_runs_too_long_is_recorded_as_that(tmp_path: Path) -> None:
     retried: list[Failure] = []
     pool = ScriptedPool({}, killers=(late,), late=(late,))
     result = run_units(
-        pool, Store(tmp_path), UNITS, Policy(max_failures=20), lambda r: None, lambda u, f: retried.append(f)
+        pool, LocalStore(tmp_path), UNITS, Policy(max_failures=20), lambda r: None, lambda u, f: retried.append(f)
     )
     assert result.dead[late].stage == "timeout"
     assert "1800 s" in result.dead[late].message

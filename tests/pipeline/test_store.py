@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from panoptile.pipeline.store import Store
+from panoptile.pipeline.store_local import LocalStore
 
 
 def test_put_if_absent_has_one_winner_of_sixteen(tmp_path: Path) -> None:
     """Sixteen racing writers: one True, and the stored bytes are the winner's."""
-    store = Store(tmp_path)
+    store = LocalStore(tmp_path)
     won: list[int] = []
     barrier = threading.Barrier(16)
 
@@ -32,14 +32,14 @@ def test_put_if_absent_has_one_winner_of_sixteen(tmp_path: Path) -> None:
 
 def test_an_error_while_writing_leaves_the_old_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A put that fails half-way changes nothing and leaves no temporary file."""
-    store = Store(tmp_path)
+    store = LocalStore(tmp_path)
     store.put_bytes("a/b.bin", b"old")
 
     def full(path: Path, data: bytes) -> None:
         path.write_bytes(data[:1])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("panoptile.pipeline.store._write_synced", full)
+    monkeypatch.setattr("panoptile.pipeline.store_local._write_synced", full)
     with pytest.raises(OSError, match="No space"):
         store.put_bytes("a/b.bin", b"new")
     assert store.read_bytes("a/b.bin") == b"old"
@@ -50,7 +50,7 @@ def test_put_file_moves_it_in_one_step(tmp_path: Path) -> None:
     """The source is gone and its bytes are under the key."""
     source = tmp_path / "scratch.bin"
     source.write_bytes(b"x" * 1000)
-    store = Store(tmp_path / "out")
+    store = LocalStore(tmp_path / "out")
     store.put_file("rasters/k/a.tif", source)
     assert not source.exists()
     assert store.read_bytes("rasters/k/a.tif") == b"x" * 1000
@@ -60,10 +60,4 @@ def test_put_file_moves_it_in_one_step(tmp_path: Path) -> None:
 def test_keys_never_leave_the_store(tmp_path: Path, key: str) -> None:
     """A key with '..', a leading slash or NUL is refused."""
     with pytest.raises(ValueError, match="no key of a store"):
-        Store(tmp_path).put_bytes(key, b"")
-
-
-def test_urls_are_refused_in_one_sentence() -> None:
-    """Object stores are not written yet, and the message says so."""
-    with pytest.raises(ValueError, match="only local folders"):
-        Store("s3://bucket/out")
+        LocalStore(tmp_path).put_bytes(key, b"")

@@ -22,7 +22,7 @@ from panoptile.pipeline.layout import commit_key
 from panoptile.pipeline.plan import RasterPlan
 from panoptile.pipeline.raster_info import RasterInfo
 from panoptile.pipeline.stitch import NodeFilter
-from panoptile.pipeline.store import Store
+from panoptile.pipeline.store_local import LocalStore
 from panoptile.pipeline.window import Window
 
 Labels = NDArray[np.int64]
@@ -144,7 +144,7 @@ def echo_run(
     """Segment a world tile by tile with an echo, commit the units, stitch, and paint the whole raster."""
     height, width = world.labels.shape
     plan = RasterPlan(raster_info(height, width), tile, overlap)
-    store = Store(folder)
+    store = LocalStore(folder)
     for unit in plan.units():
         packed = []
         for tile_id, t in plan.tiles_of(unit):
