@@ -52,16 +52,6 @@ class FrameSegments:
         return len(self.class_ids)
 
 
-def overlap_counts(
-    before: NDArray[np.integer], now: NDArray[np.integer], p: int, n: int
-) -> NDArray[np.int64]:
-    """(p, n) common pixels of the segments 1…p of ``before`` and 1…n of ``now``, label maps of one shape."""
-    if before.shape != now.shape:
-        raise ValueError(f"Expected label maps of one shape: {before.shape=} {now.shape=}.")
-    pairs = before.ravel().astype(np.int64) * (n + 1) + now.ravel()
-    return np.bincount(pairs, minlength=(p + 1) * (n + 1)).reshape(p + 1, n + 1)[1:, 1:].astype(np.int64)
-
-
 def color_histogram(frame_HWC: NDArray[np.uint8], step: int = 4) -> NDArray[np.float32]:
     """(``HISTOGRAM_BINS``,) shares of colours over every ``step``-th pixel of a frame (H, W, 3), uint8."""
     thumb = frame_HWC[::step, ::step] >> 6

@@ -31,7 +31,7 @@ def encode_runs(outlines: Outlines, boxes: NDArray[np.int32]) -> pa.StringArray:
     coded = pixels <= MAX_PIXELS
     part, place = _switches(outlines, boxes, heights, coded)
     counts, per_part = _runs(part, place, pixels, coded)
-    text, lengths = _packed_text(counts, offsets_of(per_part))
+    text, lengths = packed_text(counts, offsets_of(per_part))
     nothing_null = None if coded.all() else pa.array(coded).buffers()[1]
     buffers = [nothing_null, pa.py_buffer(offsets_of(lengths).astype(np.int32)), pa.py_buffer(text)]
     return pa.StringArray.from_buffers(len(outlines), buffers[1], buffers[2], buffers[0])
@@ -75,7 +75,7 @@ def _runs(
     return counts, per_part
 
 
-def _packed_text(
+def packed_text(
     counts: NDArray[np.int64], offsets: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The bytes of all strings, and the length of each part's (P,)."""
