@@ -1,0 +1,133 @@
+"""The fusion of a whole batch against the plain one, and that it asks the device for nothing."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from panoptile.model import batch_fusion
+from panoptile.model.batch_fusion import fuse_batch, read_batch
+from panoptile.model.fusion import Canvas, FusionRules, Task, fuse_logits
+
+CANVAS = Canvas(29, 45, 32, 48)
+WAITING = ("_local_scalar_dense", "nonzero", "bincount", "unique", "masked_select", "_to_copy", "item")
+"""Operations for which a GPU must be asked and waited for (``_to_copy``: where it changes the device)."""
+
+
+def logits(seed: int, *, batch: int = 2, queries: int = 14) -> tuple[Tensor, Tensor]:
+    """Class logits (B, Q, 5) and smooth mask logits (B, Q, 8, 12)."""
+    g = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(batch, queries, 3, 3, generator=g) * 8
+    return torch.randn(batch, queries, 5, generator=g) * 3, F.interpolate(coarse, (8, 12), mode="bilinear")
+
+
+def rules_of(task: Task, score: float = 0.3, overlap: float = 0.6) -> FusionRules:
+    return FusionRules(task, frozenset({1, 2}), frozenset({0, 3}), score, overlap)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    task=st.sampled_from(get_args(Task)),
+    score=st.sampled_from([0.0, 0.3, 0.6, 0.99]),
+    overlap=st.sampled_from([0.0, 0.5, 0.8, 1.0]),
+)
+def test_a_batch_is_fused_as_its_images_are(seed: int, task: Task, score: float, overlap: float) -> None:
+    """Maps, classes and queries used are the plain method's, bit for bit; scores to rounding."""
+    class_logits, mask_logits = logits(seed)
+    rules = rules_of(task, score, overlap)
+    expected = fuse_logits(class_logits, mask_logits, CANVAS, rules)
+    got = read_batch(fuse_batch(class_logits, mask_logits, CANVAS, rules).numpy(), CANVAS)
+    for a, b in zip(got, expected, strict=True):
+        assert np.array_equal(a.labels, b.labels), f"{(a.labels != b.labels).mean()=}"
+        assert np.array_equal(a.label_ids, b.label_ids)
+        assert np.allclose(a.scores, b.scores, atol=1e-6)
+        assert a.queries_used == b.queries_used
+        assert (a.labels.dtype, a.label_ids.dtype, a.scores.dtype) == (np.int32, np.int32, np.float32)
+
+
+def test_something_is_fused_hidden_and_dropped() -> None:
+    """The random cases above are not empty: segments that are fused, dropped and kept occur."""
+    found = [
+        read_batch(fuse_batch(*logits(seed), CANVAS, rules_of("panoptic")).numpy(), CANVAS)
+        for seed in range(8)
+    ]
+    maps = [m for batch in found for m in batch]
+    assert sum(len(m.label_ids) for m in maps) > 20
+    assert any(len(m.label_ids) < m.queries_used for m in maps), "nothing was fused or dropped"
+    assert any((m.labels == 0).any() for m in maps), "nothing is void"
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+def test_chunks_do_not_change_the_result(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries one at a time, or rows one by one, give the buffer of all at once."""
+    inputs = logits(3)
+    whole = read_batch(fuse_batch(*inputs, CANVAS, rules_of(task)).numpy(), CANVAS)
+    monkeypatch.setattr(batch_fusion, "_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(batch_fusion, "_BAND_ELEMENTS", 1)
+    parts = read_batch(fuse_batch(*inputs, CANVAS, rules_of(task)).numpy(), CANVAS)
+    for a, b in zip(whole, parts, strict=True):
+        assert np.array_equal(a.labels, b.labels)
+        assert np.allclose(a.scores, b.scores, atol=1e-6)
+
+
+def test_of_equal_queries_the_first_wins() -> None:
+    """A tie goes to the lower index, inside a chunk and across chunks."""
+    class_logits = torch.tensor([[[0.0, 9, 0, 0, 0], [0, 0, 9, 0, 0], [0, 9, 0, 0, 0]]])
+    mask_logits = torch.full((1, 3, 8, 12), 3.0)
+    got = read_batch(fuse_batch(class_logits, mask_logits, CANVAS, rules_of("panoptic")).numpy(), CANVAS)[0]
+    assert got.label_ids.tolist() == [1]
+    assert (got.labels == 1).all()
+
+
+def test_a_batch_without_any_segment_is_void() -> None:
+    """No query above the threshold: all void, empty tables."""
+    class_logits, mask_logits = logits(0)
+    for got in read_batch(
+        fuse_batch(class_logits * 0, mask_logits, CANVAS, rules_of("panoptic", 0.9)).numpy(), CANVAS
+    ):
+        assert not got.labels.any()
+        assert len(got.label_ids) == len(got.scores) == got.queries_used == 0
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+def test_nothing_is_asked_of_the_device(task: Task) -> None:
+    """Between logits and buffer no operation runs whose result the host must wait for."""
+    inputs = logits(1)
+    fuse_batch(*inputs, CANVAS, rules_of(task))  # builds constants
+    with Waits() as waits:
+        fuse_batch(*inputs, CANVAS, rules_of(task))
+    assert waits.seen == []
+    with Waits() as waits:  # the plain version is what this watch was made for
+        fuse_logits(*inputs, CANVAS, rules_of(task))
+    assert waits.seen
+
+
+class Waits(TorchDispatchMode):
+    """Records operations that would make the host wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        kwargs = kwargs or {}
+        if name == "_to_copy":
+            if kwargs.get("device") is not None:
+                self.seen.append(name)
+        elif name in WAITING or (name == "index" and any(_is_mask(i) for i in args[1])):
+            self.seen.append(name)
+        return func(*args, **kwargs)
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype in (torch.bool, torch.uint8)
