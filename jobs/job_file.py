@@ -63,25 +63,36 @@ def read_job_file(path: str) -> dict[str, Any]:
 
 
 def write_job_file(path: str, spec: JobSpec) -> None:
-    """Write a job as a file that :func:`read_job_file` reads back: all that is not a default, paths absolute."""
-    here = Path.cwd()
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(JobSpec):
-        value = getattr(spec, field.name)
-        if field.default is not dataclasses.MISSING and value == field.default:
-            continue
-        if field.name in _PATHS or (field.name == "model" and Path(value).exists()):
-            value = _beside(here, value)
-        elif field.name == "sources":
-            value = [_beside(here, source) for source in value]
-        values[field.name] = list(value) if isinstance(value, tuple) else value
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    """Write a job as a file that :func:`read_job_file` reads back."""
+    text = f"# panoptile segment|plan|submit {Path(path).name}\n{job_file_text(spec)}"
     try:
-        Path(path).write_text(f"# panoptile segment|plan|submit {Path(path).name}\n{text}", encoding="utf-8")
+        Path(path).write_text(text, encoding="utf-8")
     except OSError as e:
         raise invalid(
             f"Cannot write the job file {path}: {e.strerror}. Choose another place with --save."
         ) from e
+
+
+def job_file_text(spec: JobSpec) -> str:
+    """All of a job that is not a default, as YAML; local paths are absolute."""
+    spec = with_absolute_paths(spec)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(JobSpec):
+        value = getattr(spec, field.name)
+        if field.default is dataclasses.MISSING or value != field.default:
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def with_absolute_paths(spec: JobSpec) -> JobSpec:
+    """The same job for a process with another working directory."""
+    here = Path.cwd()
+    changed: dict[str, Any] = {n: _beside(here, v) for n in _PATHS if (v := getattr(spec, n)) is not None}
+    changed["sources"] = tuple(_beside(here, source) for source in spec.sources)
+    if Path(spec.model).exists():
+        changed["model"] = _beside(here, spec.model)
+    return dataclasses.replace(spec, **changed)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from panoptile.jobs.commands import config, model, preview, segment
+from panoptile.jobs.commands import config, model, preview, schedule, segment
 
-ALL = (segment.register, preview.register, model.register, config.register)
+ALL = (segment.register, preview.register, model.register, config.register, schedule.register)

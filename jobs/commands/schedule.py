@@ -1,0 +1,91 @@
+"""``panoptile schedule render``."""
+
+from __future__ import annotations
+
+from typing import Annotated, get_args
+
+import typer
+
+from panoptile.jobs.console import Console
+from panoptile.jobs.exits import invalid
+from panoptile.jobs.job_options import ResolvedJob, with_job_options
+
+Cron = Annotated[str, typer.Option(metavar="'M H D M W'", help="When to run: five cron fields.")]
+As = Annotated[
+    str, typer.Option("--as", metavar="crontab|k8s|raycronjob|airflow", help="For which scheduler.")
+]
+Name = Annotated[str, typer.Option(metavar="NAME", help="Of the schedule.")]
+Timezone = Annotated[
+    str | None, typer.Option(metavar="ZONE", help="Such as Europe/Zurich; default: the scheduler's.")
+]
+Image = Annotated[str | None, typer.Option(metavar="IMAGE", help="Container image (k8s, raycronjob).")]
+Namespace = Annotated[str | None, typer.Option(metavar="NAME", help="Kubernetes namespace.")]
+Secret = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Kubernetes secret that becomes environment variables.")
+]
+Claim = Annotated[
+    str | None,
+    typer.Option("--volume-claim", metavar="CLAIM:/path", help="Volume with local sources or OUT."),
+]
+PodGpus = Annotated[
+    int, typer.Option("--pod-gpus", metavar="N", help="GPUs of the job (k8s), or GPU workers.")
+]
+PodCpus = Annotated[int, typer.Option("--pod-cpus", metavar="N", help="CPUs of each pod.")]
+PodMemory = Annotated[str, typer.Option("--pod-memory", metavar="16Gi", help="Memory of each pod.")]
+Deadline = Annotated[
+    int, typer.Option(metavar="S", help="Seconds after which a run is ended; the next one goes on there.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    schedule_app = typer.Typer(help="Run a job again and again, on what is new.", no_args_is_help=True)
+    schedule_app.command(
+        "render",
+        epilog="Prints and runs nothing. Examples: panoptile schedule render job.yaml --cron '0 2 * * *' --as crontab "
+        "| crontab - ; panoptile schedule render 's3://b/in/*.tif' -o s3://b/out --cron '0 2 * * *' --as raycronjob "
+        "--image registry/panoptile:1 | kubectl apply -f -",
+    )(with_job_options(render))
+    app.add_typer(schedule_app, name="schedule")
+
+
+def render(
+    job: ResolvedJob,
+    console: Console,
+    *,
+    cron: Cron,
+    as_: As,
+    name: Name = "panoptile",
+    timezone: Timezone = None,
+    image: Image = None,
+    namespace: Namespace = None,
+    secret: Secret = None,
+    volume_claim: Claim = None,
+    pod_gpus: PodGpus = 1,
+    pod_cpus: PodCpus = 4,
+    pod_memory: PodMemory = "16Gi",
+    deadline: Deadline = 86_400,
+) -> None:
+    """Print the manifest of an idempotent run that does what is new or changed, never two at a time."""
+    from panoptile.jobs.job_file import with_absolute_paths
+    from panoptile.jobs.schedule import TARGETS, Schedule, Target
+    from panoptile.jobs.schedule import render as rendered
+
+    if as_ not in TARGETS:
+        raise invalid(f"--as is one of {', '.join(get_args(Target))}, got {as_!r}.")
+    schedule = Schedule(
+        with_absolute_paths(job.spec),
+        cron,
+        name,
+        timezone,
+        image,
+        namespace,
+        secret,
+        volume_claim,
+        pod_gpus,
+        pod_cpus,
+        pod_memory,
+        deadline,
+    )
+    text = rendered(schedule, as_)
+    console.data(text.rstrip("\n"), {"as": as_, "manifest": text})

@@ -1,0 +1,209 @@
+"""Manifests of scheduled runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import referencing
+import yaml
+from referencing.jsonschema import DRAFT202012
+from typer.testing import CliRunner
+
+from panoptile.jobs.cli import app
+from panoptile.jobs.cron import check_cron
+from panoptile.jobs.exits import JobError
+from panoptile.jobs.job_file import read_job_file
+from panoptile.jobs.schedule import Schedule, render
+from panoptile.jobs.spec import JobSpec
+
+REMOTE = JobSpec(("s3://b/in/100% new/*.tif",), "s3://b/out", tile=640, classes=("house", "tree crown"))
+KUBERNETES = "1.34.0"
+
+
+def rendered(*args: str) -> str:
+    result = CliRunner().invoke(app, ["schedule", "render", *args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.stdout
+
+
+def kubernetes_errors(kind: str, document: Any) -> list[str]:
+    """What Kubernetes' published strict schema of a kind says against a document."""
+    import kubernetes_validate
+
+    folder = (
+        Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema" / f"v{KUBERNETES}-local-strict"
+    )
+    schema = json.loads((folder / f"{kind}.json").read_text())
+    definitions = json.loads((folder / "_definitions.json").read_text())
+    resource = referencing.Resource.from_contents(definitions, DRAFT202012)
+    registry = resource @ referencing.Registry()  # under its own $id, to which the kinds' schemas refer
+    return [
+        e.message for e in jsonschema.Draft202012Validator(schema, registry=registry).iter_errors(document)
+    ]
+
+
+def test_the_kubernetes_manifest_is_valid() -> None:
+    """ConfigMap and CronJob fulfil Kubernetes' own schema; nothing runs twice; the job file in it is this job."""
+    schedule = Schedule(
+        REMOTE, "0 2 * * *", "nightly", "Europe/Zurich", "registry/panoptile:1", "gis", "s3-keys", gpus=2
+    )
+    config, job = yaml.safe_load_all(render(schedule, "k8s"))
+    assert kubernetes_errors("configmap-v1", config) == []
+    assert kubernetes_errors("cronjob-batch-v1", job) == []
+    assert job["spec"]["concurrencyPolicy"] == "Forbid"
+    [container] = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["command"][:3] == ["panoptile", "segment", "/etc/panoptile/job.yaml"]
+    assert container["command"][-3:-1] == ["--if-running", "skip"] or "--incremental" in container["command"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
+
+
+def test_the_schema_check_can_fail() -> None:
+    """A misspelt field is found: the check above means something."""
+    schedule = Schedule(REMOTE, "0 2 * * *", image="i")
+    _, job = yaml.safe_load_all(render(schedule, "k8s"))
+    job["spec"]["concurencyPolicy"] = "Forbid"
+    assert kubernetes_errors("cronjob-batch-v1", job)
+
+
+def test_the_raycronjob_is_valid() -> None:
+    """Its levels have KubeRay's field names and types, its pods fulfil Kubernetes' schema."""
+    schedule = Schedule(
+        REMOTE, "0 2 * * *", "nightly", "UTC", "registry/panoptile:1", gpus=4, claim="sheets:/data"
+    )
+    _, job = yaml.safe_load_all(render(schedule, "raycronjob"))
+    schema = json.loads((Path(__file__).parent / "raycronjob.schema.json").read_text())
+    jsonschema.Draft7Validator(schema).validate(job)
+    cluster = job["spec"]["jobTemplate"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert kubernetes_errors("podtemplatespec-v1", group["template"]) == []
+    words = shlex.split(job["spec"]["jobTemplate"]["entrypoint"])
+    assert words[words.index("--workers") + 1] == "4"
+    assert cluster["workerGroupSpecs"][0]["maxReplicas"] == 4
+
+
+def test_the_raycronjob_fulfils_the_published_definition() -> None:
+    """The whole definition of the resource, where PANOPTILE_KUBERAY_CRD names its file."""
+    path = os.environ.get("PANOPTILE_KUBERAY_CRD")
+    if path is None:
+        pytest.skip("PANOPTILE_KUBERAY_CRD does not name KubeRay's ray.io_raycronjobs.yaml")
+    definition = yaml.safe_load(Path(path).read_text())
+    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    _, job = yaml.safe_load_all(render(Schedule(REMOTE, "0 2 * * *", image="i"), "raycronjob"))
+    jsonschema.Draft7Validator(schema).validate(job)
+
+
+def test_the_job_in_the_manifest_is_the_job(tmp_path: Path) -> None:
+    """The ConfigMap's file reads back as the job that was asked for."""
+    config, _ = yaml.safe_load_all(render(Schedule(REMOTE, "0 2 * * *", image="i"), "k8s"))
+    (tmp_path / "job.yaml").write_text(config["data"]["job.yaml"])
+    assert JobSpec(**read_job_file(str(tmp_path / "job.yaml"))) == REMOTE
+
+
+def test_a_crontab_line_runs_the_job(tmp_path: Path) -> None:
+    """The line, taken apart as cron does it, reaches a shell with the job's very words."""
+    spec = JobSpec(
+        (str(tmp_path / "100% it's here" / "*.tif"),), str(tmp_path / "out"), raster=False, gsd=0.5
+    )
+    fake = tmp_path / "bin" / "panoptile"
+    fake.parent.mkdir()
+    fake.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    fake.chmod(0o755)
+    old = os.environ["PATH"]
+    os.environ["PATH"] = f"{fake.parent}:{old}"
+    try:
+        text = render(Schedule(spec, "*/5 1-3 * jan mon", timezone="Asia/Kathmandu"), "crontab")
+    finally:
+        os.environ["PATH"] = old
+    zone, line = [row for row in text.splitlines() if not row.startswith("#")]
+    assert zone == "CRON_TZ=Asia/Kathmandu"
+    fields = line.split(" ", 5)
+    assert fields[:5] == ["*/5", "1-3", "*", "jan", "mon"]
+    command = fields[5].replace(r"\%", "\0")
+    assert "%" not in command  # a bare one would end the command and start its standard input
+    run = subprocess.run(
+        ["/bin/sh", "-c", command.replace("\0", "%")],
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        check=True,
+    )
+    words = json.loads(run.stdout)
+    assert words[:2] == ["segment", spec.sources[0]]
+    assert words[words.index("--out") + 1] == spec.out
+    assert {"--no-raster", "--incremental"} <= set(words)
+    assert words[words.index("--gsd") + 1] == "0.5"
+    assert words[words.index("--if-running") + 1] == "skip"
+
+
+def test_an_airflow_dag_is_python_that_runs_the_job() -> None:
+    """With stand-ins for Airflow's two classes, the DAG hands over one command, untouched by templates."""
+    text = render(Schedule(REMOTE, "0 2 * * *", "nightly", "Europe/Zurich"), "airflow")
+    stand_ins = """
+import sys, types
+class DAG:
+    def __init__(self, **given): print(given["dag_id"], given["schedule"], given["start_date"].tzinfo)
+    def __enter__(self): return self
+    def __exit__(self, *a): pass
+class BashOperator:
+    def __init__(self, **given): print(given["bash_command"])
+for name, members in {"airflow": {"DAG": DAG}, "airflow.operators": {}, "airflow.operators.bash": {"BashOperator": BashOperator}}.items():
+    sys.modules[name] = types.ModuleType(name); vars(sys.modules[name]).update(members)
+"""
+    run = subprocess.run([sys.executable, "-c", stand_ins + text], capture_output=True, text=True, check=True)
+    head, command = run.stdout.splitlines()
+    assert head == "nightly 0 2 * * * Europe/Zurich"
+    words = shlex.split(command.removeprefix("{% raw %}").rstrip().removesuffix("{% endraw %}"))
+    assert words[:3] == ["panoptile", "segment", REMOTE.sources[0]]
+
+
+@pytest.mark.parametrize("text", ["0 2 * * *", "*/15 0-5,22 1 jan-mar mon,wed", "5 4 * * 7", "0 0 31 12 *"])
+def test_cron_expressions(text: str) -> None:
+    """What every scheduler understands passes as it is."""
+    assert check_cron(f"  {text} ") == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0 2 * *", "60 2 * * *", "0 24 * * *", "0 2 0 * *", "0 2 * 13 *", "0 2 * * 8", "5-1 2 * * *", "@daily",
+     "0 2 * * *; rm", "*/0 * * * *", "0 2 * * * *", "a * * * *", "1,,2 * * * *", "0 2 * * $(x)"],
+)  # fmt: skip
+def test_wrong_cron_expressions(text: str) -> None:
+    """Each is refused in one sentence, before it waits for its night."""
+    with pytest.raises(JobError, match="--cron"):
+        check_cron(text)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--as", "systemd"), "--as is one of"),
+        (("--as", "k8s"), "needs --image"),
+        (("--as", "k8s", "--image", "i"), "local path that a pod cannot see"),
+        (("--as", "k8s", "--image", "i", "--volume-claim", "x"), "CLAIM:/path"),
+        (("--as", "crontab", "--timezone", "Mars/Base"), "IANA"),
+        (("--as", "crontab", "--name", "Two Words"), "--name"),
+        (("--as", "k8s", "--image", "i", "--pod-memory", "lots"), "--memory"),
+    ],
+)
+def test_what_a_scheduler_cannot_run_is_refused(args: tuple[str, ...], words: str) -> None:
+    """Exit 2 and the sentence; nothing is printed."""
+    with pytest.raises(JobError, match=words) as e:
+        rendered("/data/a.tif", "-o", "/data/out", "--cron", "0 2 * * *", *args)
+    assert int(e.value.code) == 2
+
+
+def test_a_volume_makes_its_paths_local() -> None:
+    """Sources and OUT below the mount are seen by the pod."""
+    text = rendered(
+        "/data/a.tif", "-o", "/data/out", "--cron", "0 2 * * *", "--as", "k8s", "--image", "i",
+        "--volume-claim", "sheets:/data",
+    )  # fmt: skip
+    assert "claimName: sheets" in text
