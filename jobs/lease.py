@@ -91,7 +91,7 @@ class Observer:
             return "dead"
         now = self._clock()
         if self._seen != (epoch, beat):
-            self._moved = self._seen is not None and self._seen[0] == epoch
+            self._moved = _runs_here(holder) or (self._seen is not None and self._seen[0] == epoch)
             self._seen, self._since = (epoch, beat), now
         if now - self._since >= self._patience:
             return "dead"
@@ -205,11 +205,17 @@ def _process_identity() -> dict[str, object]:
     return {} if machine is None or started is None else {"machine": machine, "started": started}
 
 
+def _is_ours_to_see(holder: dict[str, Any]) -> bool:
+    """True where the holder runs, or ran, on this very kernel and in this pid namespace."""
+    return "started" in holder and holder.get("machine") == _machine()
+
+
 def _has_ended(holder: dict[str, Any]) -> bool:
-    """True where the holder ran on this very kernel (and pid namespace) and is no longer there."""
-    if "started" not in holder or holder.get("machine") != _machine():
-        return False
-    return _started_at(int(holder["pid"])) != holder["started"]
+    return _is_ours_to_see(holder) and _started_at(int(holder["pid"])) != holder["started"]
+
+
+def _runs_here(holder: dict[str, Any]) -> bool:
+    return _is_ours_to_see(holder) and not _has_ended(holder)
 
 
 @cache

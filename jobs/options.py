@@ -92,10 +92,28 @@ Workers = Annotated[
 Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")]
 Retries = Annotated[int, typer.Option(metavar="N", help="Further tries of a unit that failed.")]
 MaxFailures = Annotated[
-    str, typer.Option(metavar="N|P%", help="Units that may fail before the run stops (exit 4); else exit 3.")
+    str,
+    typer.Option(
+        metavar="N|P%",
+        help="Units that may fail before the run stops (exit 4); else exit 3. A skipped input counts as a unit.",
+    ),
 ]
 TimeoutUnit = Annotated[
     float, typer.Option("--timeout-unit", metavar="S", help="Seconds that a unit may run.")
+]
+SkipInvalid = Annotated[
+    bool,
+    typer.Option(
+        "--skip-invalid",
+        help="Leave out inputs that cannot be opened (they go to the dead letter, exit 3) instead of refusing the job.",
+    ),
+]
+IfRunning = Annotated[
+    str,
+    typer.Option(
+        metavar="attach|skip|fail",
+        help="Where another run of this job is at work: follow it to its end, leave it alone (exit 0), or exit 5.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No messages but errors.")]
@@ -141,6 +159,8 @@ JOB: Mapping[str, Any] = {
     "retries": Retries,
     "max_failures": MaxFailures,
     "unit_timeout": TimeoutUnit,
+    "skip_invalid": SkipInvalid,
+    "if_running": IfRunning,
 }
 """The options of a job by the names of JobSpec's fields, which give their defaults; in the order of --help."""
 

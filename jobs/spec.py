@@ -7,9 +7,12 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from panoptile.pipeline.terms import Compression, Task
+
+IfRunning = Literal["attach", "skip", "fail"]
+"""What to do where another run of this very job is at work."""
 
 LAYOUT_VERSION = 1
 """Raised whenever equal parameters can give other pixels or other files than before."""
@@ -51,6 +54,9 @@ class JobSpec:
     retries: int = 2
     max_failures: str = "10%"
     unit_timeout: float = 1800.0
+    skip_invalid: bool = False
+    """Inputs that fail their header check go to the dead letter instead of stopping the job."""
+    if_running: IfRunning = "attach"
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -74,6 +80,8 @@ class JobSpec:
             raise ValueError(f"--gsd must be positive metres per pixel, got {self.gsd}.")
         if not 0 <= self.min_area < math.inf:
             raise ValueError(f"--min-area must be square metres from 0, got {self.min_area}.")
+        if self.if_running not in get_args(IfRunning):
+            raise ValueError(f"--if-running is attach, skip or fail, got {self.if_running!r}.")
         if not 0 < self.unit_timeout < math.inf:
             raise ValueError(f"--timeout-unit must be positive seconds, got {self.unit_timeout}.")
         if self.compression not in ("zstd", "deflate"):
@@ -86,7 +94,7 @@ class JobSpec:
         self.allowed_failures(100)
 
     def allowed_failures(self, units: int) -> int:
-        """How many units may be quarantined before the run stops."""
+        """How many of ``units`` may fail before the run stops; a skipped input counts as one unit, and as failed."""
         text = self.max_failures.strip()
         try:
             if text.endswith("%"):
