@@ -1,0 +1,124 @@
+"""Frames by decord, for the files that the gate lets through; see video_gate for what decord does to the others.
+
+decord decodes ahead without bound as long as its reader rests, so its queues are emptied (by a seek to the
+start) after each chunk of frames. It pads a short file with its last frame: one such frame is made an error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from panoptile.pipeline.frame_source import Frame, LostFrame, checked_range
+from panoptile.pipeline.inputs import InputError, shown
+from panoptile.pipeline.magic import video_container
+from panoptile.pipeline.video_index import VideoIndex
+
+CHUNK = 32
+"""Most frames asked of decord at once."""
+CHUNK_BYTES = 64 << 20
+"""Most bytes of pictures in a chunk; a chunk has one frame at least."""
+
+
+class DecordSource:
+    """Frames of one local video file; see frame_source.FrameSource."""
+
+    backend = "decord"
+
+    def __init__(self, path: str, index: VideoIndex, reason: str = "asked for") -> None:
+        self.index = index
+        self.reason = reason
+        self._path = path
+        self._reader: Any = None
+        if video_container(path) != index.container:
+            raise InputError(
+                f"{shown(path)} is no longer the {index.container} file that was planned: plan again."
+            )
+        problem = disagreement(path, index)
+        if problem:
+            raise InputError(f"{shown(path)} cannot be read by decord: {problem}; use the pyav backend.")
+
+    def close(self) -> None:
+        """Free the decoder and its queues."""
+        self._reader = None
+
+    def frames(self, start: int, stop: int, step: int = 1) -> Iterator[Frame | LostFrame]:
+        """See FrameSource.frames. A chunk of which decord says that a frame is bad is decoded frame by frame."""
+        for chunk in self._chunks(checked_range(self.index, start, stop, step)):
+            pictures = self._batch(chunk)
+            if isinstance(pictures, str):
+                yield from (self._single(frame) for frame in chunk)
+            else:
+                for frame, rgb in zip(chunk, pictures, strict=True):
+                    yield self._frame(frame, rgb)
+
+    def _chunks(self, wanted: range) -> Iterator[range]:
+        """Runs of at most CHUNK frames that end before a key where one is near: nothing is then decoded twice."""
+        most = max(1, min(CHUNK, CHUNK_BYTES // (3 * self.index.height * self.index.width)))
+        at = 0
+        while at < len(wanted):
+            chunk = wanted[at : at + most]
+            key = self.index.key_before(chunk[-1])
+            if key > chunk[0] and at + most < len(wanted):
+                chunk = range(chunk.start, key, wanted.step)
+            yield chunk
+            at += len(chunk)
+
+    def _batch(self, frames: range) -> NDArray[np.uint8] | str:
+        """(F, H, W, 3) pictures, or decord's words where it fails; its reader is of no more use after that."""
+        from decord import DECORDError
+
+        try:
+            if self._reader is None:
+                self._reader = open_reader(self._path)
+            pictures: NDArray[np.uint8] = self._reader.get_batch(list(frames)).asnumpy()
+            self._reader.seek(0)  # empties the queues
+        except DECORDError as e:
+            self._reader = None
+            return _first_line(e)
+        return pictures
+
+    def _single(self, frame: int) -> Frame | LostFrame:
+        picture = self._batch(range(frame, frame + 1))
+        if isinstance(picture, str):
+            return LostFrame(frame, int(self.index.pts[frame]), self.index.time_s(frame), picture)
+        return self._frame(frame, picture[0])
+
+    def _frame(self, frame: int, rgb: NDArray[np.uint8]) -> Frame:
+        return Frame(frame, int(self.index.pts[frame]), self.index.time_s(frame), rgb)
+
+
+def open_reader(path: str) -> Any:
+    """A decord reader of one thread that pads with no more than one frame (0 would mean without bound)."""
+    import decord
+
+    # decord takes its logging level from FFmpeg's, which prints to stderr.
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1, fault_tol=1)
+
+
+def disagreement(path: str, index: VideoIndex) -> str:
+    """Why decord's own view of a file differs from the index; empty where it does not. Needs decord."""
+    if importlib.util.find_spec("decord") is None:
+        return "decord is not installed"
+    from decord import DECORDError
+
+    try:
+        reader = open_reader(path)
+        count, shape = len(reader), reader[0].shape
+    except (DECORDError, RuntimeError) as e:
+        return f"decord cannot open it ({_first_line(e)})"
+    if count != len(index):
+        return f"decord counts {count} frames, not {len(index)}"
+    if shape != (index.height, index.width, 3):
+        return f"decord shows {shape[1]}x{shape[0]} pixels, not {index.width}x{index.height}"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).split("] ", 1)[-1].strip()[:200]

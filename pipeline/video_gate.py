@@ -1,0 +1,50 @@
+"""Whether decord delivers the right frames of a video: exact rules on what the index pass has seen.
+
+decord 0.6 takes positions in decoding order for positions in presentation order, seeks to the next key instead
+of the last, counts packets that are not shown, and pads a short file with its last frame, all without a word.
+The rules name the files where none of that matters. A file outside the rules goes to PyAV, and the reason is
+kept with its frames.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from panoptile.pipeline.magic import shields_from_text_probes
+from panoptile.pipeline.video_packets import NO_TIME, Packets
+from panoptile.pipeline.video_probe import Probe
+
+CONTAINERS = frozenset({"mov", "matroska"})
+"""Where decord's FFmpeg of 2018 counts, cuts and times packets as they are."""
+CODECS = frozenset({"h264", "hevc", "vp9"})
+PIXEL_FORMATS = frozenset({"yuv420p", "yuvj420p", "yuv420p10le"})
+
+
+def objections_to_decord(path: str, probe: Probe, packets: Packets) -> tuple[str, ...]:
+    """Why decord may not be used for a file, one clause each; none means that it may."""
+    shown, pts = packets.shown, packets.pts
+    timed = pts[shown]
+    rules = (
+        (probe.container not in CONTAINERS, f"container {probe.container}"),
+        (probe.codec not in CODECS, f"codec {probe.codec}"),
+        (probe.pixel_format not in PIXEL_FORMATS, f"pixel format {probe.pixel_format}"),
+        (probe.video_streams != 1, f"{probe.video_streams} video streams"),
+        (bool(packets.discard.any()), "packets that are not shown (edit list)"),
+        (bool(packets.hidden.any()), "packets without a picture"),
+        (bool((pts == NO_TIME).any() or (packets.dts == NO_TIME).any()), "frames without a time"),
+        (len(np.unique(timed)) != len(timed), "frames with equal times"),
+        (not packets.key[0], "the first packet is no key"),
+        (has_leading_pictures(packets), "open GOP (frames shown before the key that they follow)"),
+        (packets.parameters_change, "coding parameters change"),
+        (bool(packets.problems or probe.problems), "damaged or cut off"),
+        (probe.mirrored, "mirrored"),
+        (not shields_from_text_probes(path), "it could be taken for a playlist"),
+    )
+    return tuple(reason for broken, reason in rules if broken)
+
+
+def has_leading_pictures(packets: Packets) -> bool:
+    """Whether any packet is shown before the last key that stands before it in the file."""
+    position = np.arange(len(packets.key))
+    last_key = np.maximum.accumulate(np.where(packets.key, position, 0))
+    return bool((packets.pts < packets.pts[last_key]).any())
