@@ -1,11 +1,12 @@
-"""Fusion of a whole batch on a GPU without asking it for anything in between: one buffer comes back per batch.
+"""Fusion of a whole batch on a GPU without asking it for anything in between.
 
 Unusual: shapes never depend on values, so nothing waits for the device and the whole of it fits into a CUDA graph.
-Queries below the threshold take part with weight -1 instead of being taken out, the numbering of segments is arithmetic
-on (B, Q) tables, and label maps and tables return in one int32 buffer. The rules are those of ``fusion.py``, which does
-the same image by image and plainly, and is what a CPU runs.
+Queries below the threshold take part with weight -1 instead of being taken out, and the numbering of segments is
+arithmetic on (B, Q) tables. The rules are those of ``fusion.py``, which does the same image by image and plainly, and
+is what a CPU runs.
 
-Letters: B batch, Q queries, K classes, H W pixels of the tile, h w pixels of the mask logits, c queries of a chunk.
+Letters: B batch, Q queries, K classes, H W pixels of the tile, h w pixels of the mask logits, c queries of a chunk,
+R rows of the table.
 """
 
 from __future__ import annotations
@@ -13,21 +14,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from panoptile.model.constants import constant
 from panoptile.model.fusion import Canvas, FusionRules, resize_rows
-from panoptile.model.panoptic_map import PanopticMap
 
 _CHUNK_ELEMENTS = 1 << 26
 """Resized mask values held at once (256 MB in fp32, some five times that with what is made of them)."""
 _BAND_ELEMENTS = 1 << 25
-_COLUMNS = 5
-"""Of the table: number (0: no segment), label, score, visible pixels, queries used."""
+COLUMNS = ("number", "label", "score", "visible", "used")
+"""Number of the segment (0: none), its label, score, visible pixels, and how many used queries the row stands for."""
+
+
+class Fused(NamedTuple):
+    """The batch as it comes back."""
+
+    labels_BHW: Tensor
+    """int32; 0 is void."""
+    table_BR5: Tensor
+    """fp64 of :data:`COLUMNS`, a row per query; with the task "semantic" a row per class."""
 
 
 class _Queries(NamedTuple):
@@ -50,39 +57,13 @@ class _Painted(NamedTuple):
     scores_BQ: Tensor
 
 
-def fuse_batch(class_logits: Tensor, mask_logits: Tensor, canvas: Canvas, rules: FusionRules) -> Tensor:
-    """(B, n) int32: label maps of (canvas.height, canvas.width), then the tables; read it with :func:`read_batch`.
-
-    From class logits (B, Q, K + 1) and mask logits (B, Q, h, w) on any device.
-    """
+def fuse_batch(class_logits: Tensor, mask_logits: Tensor, canvas: Canvas, rules: FusionRules) -> Fused:
+    """Maps and tables for class logits (B, Q, K + 1) and mask logits (B, Q, h, w), on their device."""
     classes, masks = class_logits.float(), mask_logits.float()
     if rules.task == "semantic":
-        labels_BHW, table = _semantic(classes, masks, canvas, rules)
-    else:
-        queries = _panoptic(classes, rules) if rules.task == "panoptic" else _instance(classes, rules)
-        labels_BHW, table = _assemble(_paint(masks, queries, canvas, rules), queries, rules)
-    return torch.cat([labels_BHW.flatten(1), table.contiguous().view(torch.int32).flatten(1)], dim=1)
-
-
-def read_batch(packed: NDArray[np.int32], canvas: Canvas) -> list[PanopticMap]:
-    """The maps in a buffer of :func:`fuse_batch` that has come to the host; they own their memory."""
-    pixels = canvas.height * canvas.width
-    maps = []
-    for row in packed:
-        table = row[pixels:].copy().view(np.float64).reshape(-1, _COLUMNS)
-        number, label, score, visible, used = table.T
-        segments = [np.flatnonzero(number == i) for i in range(1, int(number.max(initial=0)) + 1)]
-        maps.append(
-            PanopticMap(
-                labels=row[:pixels].reshape(canvas.height, canvas.width).copy(),
-                label_ids=np.array([label[s[0]] for s in segments], dtype=np.int32),
-                scores=np.array(
-                    [(score[s] * visible[s]).sum() / visible[s].sum() for s in segments], dtype=np.float32
-                ),
-                queries_used=int(used.sum()),
-            )
-        )
-    return maps
+        return _semantic(classes, masks, canvas, rules)
+    queries = _panoptic(classes, rules) if rules.task == "panoptic" else _instance(classes, rules)
+    return _assemble(_paint(masks, queries, canvas, rules), queries, rules)
 
 
 def _panoptic(classes_BQK: Tensor, rules: FusionRules) -> _Queries:
@@ -140,8 +121,8 @@ def _resized_probabilities(masks_BQhw: Tensor, canvas: Canvas) -> Iterator[tuple
         yield start, logits.sigmoid_()[..., : canvas.height, : canvas.width]
 
 
-def _assemble(painted: _Painted, queries: _Queries, rules: FusionRules) -> tuple[Tensor, Tensor]:
-    """Labels (B, H, W) int32 and the table (B, Q, 5) fp64, which holds each of its numbers exactly."""
+def _assemble(painted: _Painted, queries: _Queries, rules: FusionRules) -> Fused:
+    """The table is fp64 because that holds each of its numbers exactly."""
     labels = queries.labels_BQ
     batch, count = labels.shape
     cells = painted.winner_BHW * 2 + painted.inside_BHW
@@ -155,8 +136,8 @@ def _assemble(painted: _Painted, queries: _Queries, rules: FusionRules) -> tuple
     used = queries.kept_BQ
     if rules.task == "instance":
         used = used & (painted.scores_BQ > rules.score_threshold)
-    columns = [number, labels, painted.scores_BQ, visible, used]
-    return (found * painted.inside_BHW).int(), torch.stack([c.double() for c in columns], dim=-1)
+    columns = (number, labels, painted.scores_BQ, visible, used)
+    return Fused((found * painted.inside_BHW).int(), _table(columns))
 
 
 def _numbers(valid_BQ: Tensor, labels_BQ: Tensor, labels: int, rules: FusionRules) -> Tensor:
@@ -172,10 +153,7 @@ def _numbers(valid_BQ: Tensor, labels_BQ: Tensor, labels: int, rules: FusionRule
     return order.gather(1, leader) * valid_BQ
 
 
-def _semantic(
-    classes_BQK: Tensor, masks_BQhw: Tensor, canvas: Canvas, rules: FusionRules
-) -> tuple[Tensor, Tensor]:
-    """Labels (B, H, W) int32 and the table (B, K, 5): one row per class."""
+def _semantic(classes_BQK: Tensor, masks_BQhw: Tensor, canvas: Canvas, rules: FusionRules) -> Fused:
     probabilities = classes_BQK.softmax(-1)
     count = probabilities.shape[-1] - 1
     used = (probabilities.argmax(-1) != count).sum(1)
@@ -187,7 +165,11 @@ def _semantic(
     labels = number.gather(1, winner_BHW.flatten(1)).view_as(winner_BHW).int()
     own = torch.arange(count, device=number.device).expand_as(number)
     used_BK = (own == 0) * used[:, None]
-    return labels, torch.stack([c.double() for c in (number, own, mean_share, area_BK, used_BK)], dim=-1)
+    return Fused(labels, _table((number, own, mean_share, area_BK, used_BK)))
+
+
+def _table(columns_BR: tuple[Tensor, ...]) -> Tensor:
+    return torch.stack([c.double() for c in columns_BR], dim=-1)
 
 
 def _semantic_image(
