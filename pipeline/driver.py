@@ -12,11 +12,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 
+from panoptile.pipeline.attempt import UnitReport
 from panoptile.pipeline.layout import dead_key
 from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.pool import Failure, Outcome, Pool, PoolError
 from panoptile.pipeline.store import Store
-from panoptile.pipeline.worker import UnitReport
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,14 @@ class PackedTile:
     nodes: NodeColumns
     queries_used: int
 
+    @property
+    def segments(self) -> int:
+        return len(self.nodes)
+
+    @property
+    def is_empty(self) -> bool:
+        return self.itemsize == 0
+
 
 def empty_tile(tile_id: int) -> PackedTile:
     """A tile without input: skipped, all nodata."""

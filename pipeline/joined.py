@@ -7,7 +7,6 @@ pair by pair, cores block by block through a small cache.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from panoptile.pipeline.commit import read_commit
 from panoptile.pipeline.fragment import (
     FragmentFile,
     NodeColumns,
@@ -23,7 +23,6 @@ from panoptile.pipeline.fragment import (
     to_global,
 )
 from panoptile.pipeline.grid import Tile, TileGrid
-from panoptile.pipeline.layout import commit_key
 from panoptile.pipeline.plan import RasterPlan, Unit
 from panoptile.pipeline.raster_info import NODATA_ID
 from panoptile.pipeline.segments import SegmentTable
@@ -33,26 +32,6 @@ from panoptile.pipeline.window import Window
 
 _OPEN_FRAGMENTS = 16
 _CACHED_CORES = 48
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """What a unit's commit says."""
-
-    unit: str
-    fragment: str
-    sha256: str
-    size: int
-
-
-def read_commit(store: Store, unit: Unit) -> Commit | None:
-    """The commit of a unit; None where there is none, or where it or its fragment is not whole."""
-    try:
-        fields = json.loads(store.read_bytes(commit_key(unit)))
-        commit = Commit(fields["unit"], fields["fragment"], fields["sha256"], fields["size"])
-        return commit if store.size(commit.fragment) == commit.size else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
 
 
 class Fragments:

@@ -1,7 +1,7 @@
 """From inputs to work units: pure, and the same on every machine.
 
-A unit is a run of consecutive tiles in row-major order: what a worker takes, commits and, after a crash,
-redoes as a whole.
+A unit is a run of consecutive items of one input, the tiles of a raster in row-major order or the frames of a
+video in time: what a worker takes, commits and, after a crash, redoes as a whole.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from panoptile.pipeline.grid import Tile, TileGrid
 from panoptile.pipeline.raster_info import RasterInfo
@@ -23,22 +24,59 @@ UNITS_WANTED = 16
 
 @dataclass(frozen=True, slots=True, order=True)
 class Unit:
-    """A run of tiles of one input."""
+    """A run of items of one input."""
 
     key: str
     """The input's key."""
-    first_tile: int
-    """Row-major number of the first tile."""
+    first: int
+    """Number of the first item: a tile's row-major number, or a frame's place in the run's selection."""
     count: int
 
     @property
     def id(self) -> str:
         """Name of the unit in the store."""
-        return f"{self.key}-t{self.first_tile:08d}n{self.count}"
+        return f"{self.key}-t{self.first:08d}n{self.count}"
 
     @property
-    def tile_ids(self) -> range:
-        return range(self.first_tile, self.first_tile + self.count)
+    def items(self) -> range:
+        """Numbers of the unit's items."""
+        return range(self.first, self.first + self.count)
+
+
+class InputPlan(Protocol):
+    """How one input is cut into units, whatever its kind; stored as JSON and read by every worker."""
+
+    @property
+    def kind(self) -> str:
+        """``raster`` or ``video``: decides how the input is opened, joined and published."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """The input's name in the store."""
+        ...
+
+    @property
+    def uri(self) -> str:
+        """Where the input lies."""
+        ...
+
+    @property
+    def unit_count(self) -> int: ...
+
+    def units(self) -> Iterator[Unit]:
+        """All units, in the order of their items."""
+        ...
+
+    def to_json(self) -> bytes: ...
+
+
+def kind_of(plan: bytes) -> str:
+    """The kind of a stored plan: its field ``kind``, ``raster`` where it has none. Raises ``ValueError``."""
+    fields = json.loads(plan)
+    if not isinstance(fields, dict):
+        raise ValueError("A stored plan must be a JSON object.")  # noqa: TRY004  (bad content, not a bad call)
+    return str(fields.get("kind", "raster"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +89,18 @@ class RasterPlan:
 
     def __post_init__(self) -> None:
         TileGrid(self.info.height, self.info.width, self.tile, self.overlap)
+
+    @property
+    def kind(self) -> str:
+        return "raster"
+
+    @property
+    def key(self) -> str:
+        return self.info.key
+
+    @property
+    def uri(self) -> str:
+        return self.info.uri
 
     @property
     def grid(self) -> TileGrid:
@@ -78,7 +128,7 @@ class RasterPlan:
     def tiles_of(self, unit: Unit) -> Iterator[tuple[int, Tile]]:
         """(row-major number, tile) of each tile of a unit."""
         grid = self.grid
-        for tile_id in unit.tile_ids:
+        for tile_id in unit.items:
             yield tile_id, grid.by_id(tile_id)
 
     def to_json(self) -> bytes:

@@ -10,8 +10,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
 
+from panoptile.pipeline.attempt import Attempt, UnitError, UnitReport
 from panoptile.pipeline.plan import Unit
-from panoptile.pipeline.worker import UnitError, UnitReport, Worker, WorkerSpec
+from panoptile.pipeline.worker import Worker, WorkerSpec
 
 IN_FLIGHT = 2
 """Units handed to a worker at once: one holds the replica, the next one's first tiles are read."""
@@ -114,7 +115,11 @@ class LocalPool:
     def submit(self, unit: Unit) -> None:
         target = min(self._workers, key=lambda w: w.running)
         target.running += 1
-        self._futures[target.threads.submit(target.worker.run, unit)] = (unit, target, time.monotonic())
+        self._futures[target.threads.submit(target.worker.run, Attempt(unit, tolerant=True))] = (
+            unit,
+            target,
+            time.monotonic(),
+        )
 
     def wait(self, timeout: float) -> list[Outcome]:
         done, _ = wait(self._futures, timeout, FIRST_COMPLETED)

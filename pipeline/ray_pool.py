@@ -14,9 +14,10 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 
+from panoptile.pipeline.attempt import Attempt, UnitReport
 from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.pool import IN_FLIGHT, Failure, Outcome, PoolError, describe
-from panoptile.pipeline.worker import THREAD_VARIABLES, UnitReport, Worker, WorkerSpec
+from panoptile.pipeline.worker import THREAD_VARIABLES, Worker, WorkerSpec
 
 LOST = (RayActorError, ActorDiedError, ActorUnavailableError)
 
@@ -31,7 +32,7 @@ class _WorkerActor:
         return True
 
     def run(self, unit: Unit) -> UnitReport:
-        return self._worker.run(unit)
+        return self._worker.run(Attempt(unit, tolerant=True))
 
     def peak_rss_bytes(self) -> int:
         import resource

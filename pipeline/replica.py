@@ -1,6 +1,6 @@
 """What a worker asks of a network: one method, so that any replica can be put in its place.
 
-A replica is stateless: what it returns for a tile depends on that tile alone, never on its batch-mates.
+A replica is stateless: what it returns for an image depends on that image alone, never on its batch-mates.
 """
 
 from __future__ import annotations
@@ -21,14 +21,46 @@ if TYPE_CHECKING:  # torch is imported by the worker alone, when it builds the r
     from panoptile.model.segmenter import Segmenter
 
 
+class OutOfMemory(RuntimeError):
+    """The batch did not fit into the device's memory: the worker tries again with half of it.
+
+    Raise it from outside the handler of the original error, whose traceback keeps the tensors alive.
+    """
+
+
+class ReplicaBroken(RuntimeError):
+    """The replica will not answer any more, whatever it is asked: its process must be replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame of a video."""
+
+    number: int
+    """Its place among the frames that the run works on, from 0."""
+    pts_seconds: float
+    """Presentation time in the video."""
+
+
+Place = Tile | Frame
+"""Where or when an image lies; pixels never travel without it."""
+
+
 @dataclass(frozen=True, slots=True)
 class TileBatch:
-    """A batch of fixed shape: ``len(tiles)`` real tiles, then padding."""
+    """A batch of fixed shape: ``count`` real images, tiles of a raster or frames of a video, then padding."""
 
     pixels: NDArray[np.uint8]
-    """(B, C, T, T); tiles smaller than T are padded on the right and at the bottom."""
-    tiles: tuple[Tile, ...]
-    """Where the first ``len(tiles)`` images of the batch lie; pixels never travel without their place."""
+    """(B, C, H, W); tiles smaller than T x T are padded on the right and at the bottom."""
+    tiles: tuple[Tile, ...] = ()
+    """Where the first images of the batch lie, for a raster."""
+    frames: tuple[Frame, ...] = ()
+    """When they are, for a video."""
+
+    @property
+    def count(self) -> int:
+        """Real images."""
+        return len(self.tiles) or len(self.frames)
 
 
 class Replica(Protocol):
@@ -48,7 +80,7 @@ class Replica(Protocol):
         ...
 
     def segment(self, batch: TileBatch) -> Sequence[PanopticMap]:
-        """One map of (T, T) per real tile, in order."""
+        """One map of (H, W) per real image, in order. Raises :class:`OutOfMemory` where a smaller batch may fit."""
         ...
 
 
@@ -100,4 +132,15 @@ class NetworkReplica:
         self.fill = segmenter.mean_pixel
 
     def segment(self, batch: TileBatch) -> Sequence[PanopticMap]:
-        return self._segmenter.predict(batch.pixels, count=len(batch.tiles))
+        import torch
+
+        try:
+            return self._segmenter.predict(batch.pixels, count=batch.count)
+        except torch.cuda.OutOfMemoryError as e:
+            message = str(e)
+        except RuntimeError as e:
+            if "CUDA error" in str(e):  # sticky: every later call in this process fails the same way
+                raise ReplicaBroken(str(e)) from e
+            raise
+        torch.cuda.empty_cache()
+        raise OutOfMemory(message)

@@ -20,9 +20,10 @@ from panoptile.jobs.console import Console
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.spec import JobSpec
+from panoptile.pipeline.attempt import Attempt, UnitError, UnitReport
 from panoptile.pipeline.raster_info import NODATA_ID
 from panoptile.pipeline.store_local import LocalStore
-from panoptile.pipeline.worker import UnitError, Worker
+from panoptile.pipeline.worker import Worker
 
 TILING = {"tile": 80, "overlap": 24}
 
@@ -95,10 +96,10 @@ def test_healed_failures_are_published_and_the_dead_letter_goes(
     """A unit that failed for good is nodata and exit 3; a later run heals it, even past a crash."""
     out, real = tmp_path / "out", Worker.run
 
-    def unlucky(worker: Worker, unit):  # type: ignore[no-untyped-def]
-        if unit.first == 0:
+    def unlucky(worker: Worker, attempt: Attempt) -> UnitReport:
+        if attempt.unit.first == 0:
             raise UnitError("infer", "no luck", 0)
-        return real(worker, unit)
+        return real(worker, attempt)
 
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "run", unlucky)
@@ -120,7 +121,7 @@ def test_more_failures_than_allowed_end_with_exit_4(
 ) -> None:
     """Above --max-failures nothing is published."""
 
-    def never(worker: Worker, unit):  # type: ignore[no-untyped-def]
+    def never(worker: Worker, attempt: Attempt) -> UnitReport:
         raise UnitError("read", "the disk is gone", 0)
 
     monkeypatch.setattr(Worker, "run", never)

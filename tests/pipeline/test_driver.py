@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from panoptile.pipeline.attempt import UnitReport
 from panoptile.pipeline.driver import Policy, TooManyFailures, run_units
 from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.pool import Failure, Outcome, PoolError
 from panoptile.pipeline.store_local import LocalStore
-from panoptile.pipeline.worker import UnitReport
 
 
 def report(unit: Unit) -> UnitReport:
@@ -116,7 +116,11 @@ def test_a_killer_takes_no_innocent_unit_with_it(tmp_path: Path) -> None:
     """Units that die together are tried again alone: only the one that kills its worker is set aside."""
     killer = UNITS[7]
     result = run_units(
-        ScriptedPool({}, killers=(killer,)), LocalStore(tmp_path), UNITS, Policy(max_failures=20), lambda r: None
+        ScriptedPool({}, killers=(killer,)),
+        LocalStore(tmp_path),
+        UNITS,
+        Policy(max_failures=20),
+        lambda r: None,
     )
     assert list(result.dead) == [killer]
     assert sorted(r.unit for r in result.reports) == [u for u in UNITS if u != killer]
@@ -128,7 +132,12 @@ def test_a_unit_that_runs_too_long_is_recorded_as_that(tmp_path: Path) -> None:
     retried: list[Failure] = []
     pool = ScriptedPool({}, killers=(late,), late=(late,))
     result = run_units(
-        pool, LocalStore(tmp_path), UNITS, Policy(max_failures=20), lambda r: None, lambda u, f: retried.append(f)
+        pool,
+        LocalStore(tmp_path),
+        UNITS,
+        Policy(max_failures=20),
+        lambda r: None,
+        lambda u, f: retried.append(f),
     )
     assert result.dead[late].stage == "timeout"
     assert "1800 s" in result.dead[late].message
