@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.model.waits import Waits
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from panoptile.model import batch_fusion
 from panoptile.model.batch_fusion import fuse_batch
@@ -20,8 +20,6 @@ from panoptile.model.panoptic_map import PanopticMap
 from panoptile.model.result_buffer import ResultBuffer
 
 CANVAS = Canvas(29, 45, 32, 48)
-WAITING = ("_local_scalar_dense", "nonzero", "bincount", "unique", "masked_select", "_to_copy", "item")
-"""Operations for which a GPU must be asked and waited for (``_to_copy``: where it changes the device)."""
 
 
 def logits(seed: int, *, batch: int = 2, queries: int = 14) -> tuple[Tensor, Tensor]:
@@ -120,25 +118,3 @@ def test_nothing_is_asked_of_the_device(task: Task) -> None:
     with Waits() as waits:  # the plain version is what this watch was made for
         fuse_logits(*inputs, CANVAS, rules_of(task))
     assert waits.seen
-
-
-class Waits(TorchDispatchMode):
-    """Records operations that would make the host wait for a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        kwargs = kwargs or {}
-        if name == "_to_copy":
-            if kwargs.get("device") is not None:
-                self.seen.append(name)
-        elif name in WAITING or (name == "index" and any(_is_mask(i) for i in args[1])):
-            self.seen.append(name)
-        return func(*args, **kwargs)
-
-
-def _is_mask(index: Tensor | None) -> bool:
-    return index is not None and index.dtype in (torch.bool, torch.uint8)
