@@ -57,4 +57,5 @@ def color_histogram(frame_HWC: NDArray[np.uint8], step: int = 4) -> NDArray[np.f
     thumb = frame_HWC[::step, ::step] >> 6
     bins = (thumb[..., 0] << 4) | (thumb[..., 1] << 2) | thumb[..., 2]
     counts = np.bincount(bins.ravel(), minlength=HISTOGRAM_BINS)
-    return (counts / max(1, counts.sum())).astype(np.float32)
+    shares: NDArray[np.float32] = (counts / max(1, counts.sum())).astype(np.float32)
+    return shares

@@ -103,7 +103,7 @@ class TrackLinker:
         cosine, iou = np.full(shape, np.nan), np.full(shape, np.nan)
         memory = self._memory if self._memory is not None else np.zeros((0, units.shape[1]))
         if memory.shape[1] == units.shape[1] and units.shape[1]:
-            known = memory.any(axis=1)[:, None] & has[None]
+            known = np.any(memory, axis=1, keepdims=True) & has[None]
             cosine = np.where(known, memory @ units.T, np.nan)
         if frame.overlap is not None and not self._is_cut(frame):
             seen = self._segments >= 0

@@ -89,7 +89,8 @@ def overlap_iou(
 ) -> NDArray[np.float64]:
     """(T, N) intersection over union, from common pixels and areas."""
     union = areas_T[:, None] + areas_N[None] - overlap_TN
-    return overlap_TN / np.maximum(union, 1)
+    iou: NDArray[np.float64] = overlap_TN / np.maximum(union, 1)
+    return iou
 
 
 def pair_costs(pairs: Candidates, options: LinkOptions) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from panoptile.pipeline.grid import Tile
 from panoptile.pipeline.terms import Task
 
 if TYPE_CHECKING:  # torch is imported by the worker alone, when it builds the replica
+    from panoptile.model.result_buffer import Embeddings
     from panoptile.model.segmenter import Segmenter
 
 
@@ -37,7 +38,7 @@ class Frame:
     """One frame of a video."""
 
     number: int
-    """Its place among the frames that the run works on, from 0."""
+    """Its number in the video, in the order of presentation, from 0."""
     pts_seconds: float
     """Presentation time in the video."""
 
@@ -105,6 +106,8 @@ class NetworkFactory:
     device: str = "auto"
     threads: int = 1
     """Threads per replica on a CPU."""
+    all_queries: bool = False
+    """Frames of a video come with the states of all queries, not only with those of their segments."""
 
     def __call__(self) -> Replica:
         from panoptile.model.segmenter import Segmenter
@@ -118,15 +121,17 @@ class NetworkFactory:
                 score_threshold=self.score_threshold,
                 device=self.device,
                 threads=self.threads,
-            )
+            ),
+            all_queries=self.all_queries,
         )
 
 
 class NetworkReplica:
     """A Segmenter as a replica; the batch's shape is fixed, maps of its padding are not wanted."""
 
-    def __init__(self, segmenter: Segmenter) -> None:
+    def __init__(self, segmenter: Segmenter, *, all_queries: bool = False) -> None:
         self._segmenter = segmenter
+        self._of_frames: Embeddings = "queries" if all_queries else "segments"
         self.classes = segmenter.classes
         self.max_queries = segmenter.num_queries
         self.fill = segmenter.mean_pixel
@@ -134,8 +139,9 @@ class NetworkReplica:
     def segment(self, batch: TileBatch) -> Sequence[PanopticMap]:
         import torch
 
+        embeddings = self._of_frames if batch.frames else "none"
         try:
-            return self._segmenter.predict(batch.pixels, count=batch.count)
+            return self._segmenter.predict(batch.pixels, count=batch.count, embeddings=embeddings)
         except torch.cuda.OutOfMemoryError as e:
             message = str(e)
         except RuntimeError as e:

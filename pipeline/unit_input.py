@@ -125,6 +125,10 @@ def open_input(plan: bytes, context: InputContext) -> UnitInput:
         from panoptile.pipeline.raster_input import RasterInput
 
         return RasterInput(plan, context)
+    if kind == "video":
+        from panoptile.pipeline.video_input import VideoInput
+
+        return VideoInput(plan, context)
     raise ValueError(
         f"The plan is for a {kind!r}, which this version does not know: use the version that made it."
     )

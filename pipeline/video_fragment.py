@@ -1,0 +1,442 @@
+"""What a unit of frames leaves in the store: masks as COCO codes, a table of segments, overlaps in time. Immutable.
+
+The codes are the label maps, losslessly, and what is published in the end: no later pass has to look at pixels but
+for the one pair of frames at a unit's border. Segments of a frame are numbered 1…n by their first pixels in scan
+order, so nothing depends on the order of a network's queries. Embeddings are half precision.
+
+Letters: N segments of a frame, P of the frame before, C channels, Q queries, K classes.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from panoptile.model.classes import ClassTable
+from panoptile.model.panoptic_map import PanopticMap, QueryStates
+from panoptile.pipeline.frame_segments import HISTOGRAM_BINS, FrameSegments
+from panoptile.pipeline.label_runs import LabelRuns, coded_labels, common_pixels
+
+FrameStatus = Literal["done", "damaged", "lost"]
+"""``damaged``: the decoder met an error in it or in a frame that it builds on; ``lost``: it delivered none."""
+
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # a fixed time, or equal content would have other bytes each time
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SegmentRows:
+    """Segments of one or more frames in columns; class 0 is void, which has a row wherever it has pixels."""
+
+    class_ids: NDArray[np.uint16]
+    scores: NDArray[np.float32]
+    areas: NDArray[np.int64]
+    boxes_xywh: NDArray[np.int32]
+    """(N, 4)"""
+    queries: NDArray[np.int32]
+    """-1 where no single query is behind the segment."""
+    embeddings: NDArray[np.float16]
+    """(N, C); C may be 0."""
+    texts: list[str]
+    """COCO ``counts`` over the whole frame."""
+
+    def __len__(self) -> int:
+        return len(self.class_ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedFrame:
+    """One frame's part of a fragment: what a worker holds until the unit is done."""
+
+    item: int
+    status: FrameStatus
+    reason: str
+    """Of a frame that is damaged or lost."""
+    pixels: int
+    queries_used: int
+    rows: SegmentRows | None
+    """None for a lost frame."""
+    local_ids: NDArray[np.int64] | None
+    """Row of each of the replica's own segment numbers, from 1; 0 for those without pixels."""
+    overlap: NDArray[np.int64] | None
+    """(P', N') common pixels in the replica's own numbers; None where the frame before was not seen with this one."""
+    histogram: NDArray[np.float32] | None
+    states: QueryStates | None = None
+
+    @property
+    def segments(self) -> int:
+        return 0 if self.rows is None else int(np.count_nonzero(self.rows.class_ids))
+
+    @property
+    def is_empty(self) -> bool:
+        return self.rows is None
+
+
+def lost_frame(item: int, reason: str) -> PackedFrame:
+    """The part of a frame that could not be decoded."""
+    return PackedFrame(item, "lost", reason, 0, 0, None, None, None, None)
+
+
+def pack_frame(
+    item: int,
+    panoptic: PanopticMap,
+    before: PanopticMap | None,
+    shape: tuple[int, int],
+    classes: ClassTable,
+    histogram: NDArray[np.float32],
+    reason: str = "",
+) -> PackedFrame:
+    """Cut a replica's map into what linking and publishing need.
+
+    Args:
+        panoptic: the map as the network saw the frame, perhaps padded, perhaps smaller than the frame.
+        before: the map of the frame before; None where it is not at hand.
+        shape: (height, width) of the frame: the codes are made at this size.
+        reason: what was wrong with the frame where it is damaged; empty: nothing.
+    """
+    labels = fitted(panoptic.labels, shape)
+    runs, n = LabelRuns.of(labels), len(panoptic.label_ids)
+    if runs.ids.min() < 0 or runs.ids.max() > n:
+        raise ValueError(f"The replica's map names segments outside its table of {n} rows.")
+    if n and not 0 <= panoptic.label_ids.min() <= panoptic.label_ids.max() < len(classes):
+        raise ValueError(
+            f"The replica names class {panoptic.label_ids.max()}, but there are {len(classes)} classes."
+        )
+    overlap = None
+    if before is not None:
+        earlier = LabelRuns.of(fitted(before.labels, shape))
+        overlap = common_pixels(earlier, runs, len(before.label_ids), n)
+    first = runs.first_pixels(n)
+    first[0] = -1
+    order = np.argsort(np.where(first < 0, labels.size, first), kind="stable")[: np.count_nonzero(first >= 0)]
+    local_ids = np.zeros(n + 1, np.int64)
+    local_ids[order] = np.arange(1, len(order) + 1)
+    return PackedFrame(
+        item,
+        "damaged" if reason else "done",
+        reason,
+        labels.size,
+        panoptic.queries_used,
+        _rows(panoptic, labels, runs, order),
+        local_ids[1:],
+        overlap,
+        histogram,
+        panoptic.states,
+    )
+
+
+def fitted(labels: NDArray[np.int32], shape: tuple[int, int]) -> NDArray[np.int32]:
+    """A map at the frame's ``shape``: a larger map is padded and is cropped, a smaller one enlarged (nearest)."""
+    height, width = shape
+    if labels.shape[0] >= height and labels.shape[1] >= width:
+        return labels[:height, :width]
+    rows = (np.arange(height) * 2 + 1) * labels.shape[0] // (2 * height)
+    cols = (np.arange(width) * 2 + 1) * labels.shape[1] // (2 * width)
+    enlarged: NDArray[np.int32] = labels[rows[:, None], cols[None]]
+    return enlarged
+
+
+def _rows(
+    panoptic: PanopticMap, labels: NDArray[np.int32], runs: LabelRuns, order: NDArray[np.int64]
+) -> SegmentRows:
+    """Rows of the segments in ``order`` (the replica's numbers), then of void where it has pixels."""
+    n = len(panoptic.label_ids)
+    areas, coded = runs.areas(n), coded_labels(labels, runs, n)
+    chosen = np.append(order, 0) if areas[0] else order
+    of_map = np.maximum(chosen - 1, 0)
+    void = chosen == 0
+
+    def column(values: NDArray[Any], missing: int) -> NDArray[Any]:
+        if n == 0:
+            return np.full(len(chosen), missing, values.dtype)
+        return np.where(void, np.asarray(missing, values.dtype), values[of_map])
+
+    queries = panoptic.queries if panoptic.queries is not None else np.full(n, -1, np.int32)
+    embeddings = panoptic.embeddings if panoptic.embeddings is not None else np.zeros((n, 0), np.float16)
+    kept = np.zeros((len(chosen), embeddings.shape[1]), np.float16)
+    kept[~void] = embeddings[chosen[~void] - 1]
+    return SegmentRows(
+        column((panoptic.label_ids + 1).astype(np.uint16), 0),
+        column(panoptic.scores.astype(np.float32), 0),
+        areas[chosen],
+        coded.boxes_xywh[chosen],
+        column(queries.astype(np.int32), -1),
+        kept,
+        [coded.texts[i] for i in chosen],
+    )
+
+
+# --- bytes ---------------------------------------------------------------------------------------------
+
+
+def encode_frames(frames: Sequence[PackedFrame], shape: tuple[int, int]) -> bytes:
+    """The bytes of a unit's fragment: equal content gives equal bytes."""
+    ordered = sorted(frames, key=lambda f: f.item)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        _add(archive, "frames.arrow", _frame_table(ordered, shape))
+        _add(archive, "segments.arrow", _segment_table(ordered))
+        _add(archive, "overlaps.arrow", _overlap_table(ordered))
+        if any(f.states is not None for f in ordered):
+            _add(archive, "states.arrow", _state_table(ordered))
+    return buffer.getvalue()
+
+
+def _frame_table(frames: Sequence[PackedFrame], shape: tuple[int, int]) -> pa.Table:
+    items = {f.item for f in frames if f.rows is not None}
+    histograms = np.zeros((len(frames), HISTOGRAM_BINS), np.float32)
+    for i, f in enumerate(frames):
+        if f.histogram is not None:
+            histograms[i] = f.histogram
+    return pa.table(
+        {
+            "item": pa.array([f.item for f in frames], pa.int32()),
+            "status": pa.array([f.status for f in frames], pa.string()),
+            "reason": pa.array([f.reason for f in frames], pa.string()),
+            "rows": pa.array([0 if f.rows is None else len(f.rows) for f in frames], pa.int32()),
+            "queries_used": pa.array([f.queries_used for f in frames], pa.int32()),
+            "has_overlap": pa.array([f.overlap is not None and f.item - 1 in items for f in frames]),
+            "histogram": pa.FixedSizeListArray.from_arrays(pa.array(histograms.ravel()), HISTOGRAM_BINS),
+        },
+        metadata={"height": str(shape[0]), "width": str(shape[1])},
+    )
+
+
+def _segment_table(frames: Sequence[PackedFrame]) -> pa.Table:
+    rows = [f.rows for f in frames if f.rows is not None]
+    channels = max((r.embeddings.shape[1] for r in rows), default=0)
+    empty = np.zeros((0, channels), np.float16)
+    embeddings = np.concatenate([empty, *(_widened(r.embeddings, channels) for r in rows)])
+    boxes = np.concatenate([np.zeros((0, 4), np.int32), *(r.boxes_xywh for r in rows)])
+
+    def joined(name: str, dtype: Any) -> NDArray[Any]:
+        return np.concatenate([np.zeros(0, dtype), *(getattr(r, name).astype(dtype) for r in rows)])
+
+    return pa.table(
+        {
+            "class_id": pa.array(joined("class_ids", np.uint16)),
+            "score": pa.array(joined("scores", np.float32)),
+            "area": pa.array(joined("areas", np.int32)),
+            **{name: pa.array(boxes[:, i]) for i, name in enumerate(("x", "y", "w", "h"))},
+            "query": pa.array(joined("queries", np.int32)),
+            "counts": pa.array([t for r in rows for t in r.texts], pa.string()),
+            "embedding": pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(2 * channels), len(embeddings), [None, pa.py_buffer(embeddings.tobytes())]
+            ),
+        }
+    )
+
+
+def _widened(embeddings: NDArray[np.float16], channels: int) -> NDArray[np.float16]:
+    if embeddings.shape[1] == channels:
+        return embeddings
+    if embeddings.size:
+        raise ValueError(f"Embeddings of one unit have {embeddings.shape[1]} and {channels} channels.")
+    return np.zeros((len(embeddings), channels), np.float16)
+
+
+def _overlap_table(frames: Sequence[PackedFrame]) -> pa.Table:
+    """Common pixels of rows of successive frames, both numbered in the frame's own rows, from 0."""
+    by_item = {f.item: f for f in frames}
+    columns: dict[str, list[NDArray[np.int32]]] = {"item": [], "before": [], "now": [], "pixels": []}
+    for f in frames:
+        earlier = by_item.get(f.item - 1)
+        if f.overlap is None or earlier is None or earlier.local_ids is None or f.local_ids is None:
+            continue
+        p, n = np.nonzero(f.overlap)
+        before, now = earlier.local_ids[p] - 1, f.local_ids[n] - 1
+        order = np.lexsort((now, before))
+        columns["item"].append(np.full(len(p), f.item, np.int32))
+        columns["before"].append(before[order].astype(np.int32))
+        columns["now"].append(now[order].astype(np.int32))
+        columns["pixels"].append(f.overlap[p, n][order].astype(np.int32))
+    return pa.table({k: np.concatenate([np.zeros(0, np.int32), *v]) for k, v in columns.items()})
+
+
+def _state_table(frames: Sequence[PackedFrame]) -> pa.Table:
+    kept = [(f.item, f.states) for f in frames if f.states is not None]
+    shape = {
+        "queries": str(kept[0][1].embeddings.shape[0]),
+        "channels": str(kept[0][1].embeddings.shape[1]),
+        "logits": str(kept[0][1].logits.shape[1]),
+    }
+    return pa.table(
+        {
+            "item": pa.array([item for item, _ in kept], pa.int32()),
+            "embeddings": pa.array([s.embeddings.tobytes() for _, s in kept], pa.binary()),
+            "logits": pa.array([s.logits.tobytes() for _, s in kept], pa.binary()),
+        },
+        metadata=shape,
+    )
+
+
+def _add(archive: zipfile.ZipFile, name: str, table: pa.Table) -> None:
+    sink = io.BytesIO()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(sink, table.schema, options=options) as writer:
+        writer.write_table(table.combine_chunks())
+    archive.writestr(zipfile.ZipInfo(name, _ZIP_TIME), sink.getvalue())
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFrame:
+    """What a fragment says of one frame, but for its segments."""
+
+    item: int
+    status: FrameStatus
+    reason: str
+    first_row: int
+    """Of the frame's rows in the unit's table."""
+    rows: int
+    queries_used: int
+    has_overlap: bool
+
+
+@dataclass(slots=True)
+class VideoFragment:
+    """A unit's fragment, opened; tables are read when asked for."""
+
+    frames: list[StoredFrame]
+    shape: tuple[int, int]
+    _archive: zipfile.ZipFile
+    _histograms: NDArray[np.float32]
+    _cache: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def opened(cls, stream: BinaryIO) -> VideoFragment:
+        """Read the list of frames. Raises ``OSError`` or ``ValueError`` for what is no fragment of a video."""
+        try:
+            archive = zipfile.ZipFile(stream)
+            table = _read(archive, "frames.arrow")
+        except (zipfile.BadZipFile, KeyError, pa.ArrowInvalid) as e:
+            raise ValueError(f"This is no fragment of a video: {e}.") from e
+        first = np.concatenate([[0], np.cumsum(table["rows"].to_numpy())]).tolist()
+        columns = table.drop_columns(["histogram"]).to_pylist()
+        frames = [
+            StoredFrame(
+                r["item"], r["status"], r["reason"], first[i], r["rows"], r["queries_used"], r["has_overlap"]
+            )
+            for i, r in enumerate(columns)
+        ]
+        histograms = table["histogram"].combine_chunks().flatten().to_numpy().reshape(-1, HISTOGRAM_BINS)
+        metadata: Mapping[bytes, bytes] = table.schema.metadata or {}
+        return cls(frames, (int(metadata[b"height"]), int(metadata[b"width"])), archive, histograms)
+
+    def segments(self) -> Iterator[tuple[StoredFrame, FrameSegments]]:
+        """What linking needs of each frame that was seen, without void; ``time_s`` is 0, the plan knows it."""
+        table = self._table("segments.arrow", ("class_id", "score", "area", "query", "embedding"))
+        class_ids, scores = table["class_id"].to_numpy(), table["score"].to_numpy()
+        areas, queries = table["area"].to_numpy().astype(np.int64), table["query"].to_numpy()
+        embeddings = _embeddings(table["embedding"].combine_chunks())
+        overlaps, states = self._overlaps(), self._states()
+        before = 0
+        for i, frame in enumerate(self.frames):
+            if frame.status == "lost":
+                continue
+            rows = slice(frame.first_row, frame.first_row + frame.rows)
+            n = int(np.count_nonzero(class_ids[rows]))
+            rows = slice(frame.first_row, frame.first_row + n)
+            overlap = None
+            if frame.has_overlap:
+                overlap = np.zeros((before, n), np.int64)
+                a, b, pixels = overlaps.get(frame.item, (0, 0, 0))
+                overlap[a, b] = pixels
+            yield (
+                frame,
+                FrameSegments(
+                    0.0,
+                    class_ids[rows],
+                    scores[rows],
+                    areas[rows],
+                    embeddings[rows],
+                    overlap if frame.has_overlap else None,
+                    self._histograms[i],
+                    states.get(frame.item),
+                    queries[rows],
+                ),
+            )
+            before = n
+
+    def rows(self) -> SegmentRows:
+        """All rows of the unit, void too."""
+        t = self._table(
+            "segments.arrow", ("class_id", "score", "area", "x", "y", "w", "h", "query", "counts")
+        )
+        boxes = np.stack([t[name].to_numpy() for name in ("x", "y", "w", "h")], axis=1)
+        return SegmentRows(
+            t["class_id"].to_numpy(),
+            t["score"].to_numpy(),
+            t["area"].to_numpy().astype(np.int64),
+            boxes,
+            t["query"].to_numpy(),
+            np.zeros((len(t), 0), np.float16),
+            t["counts"].to_pylist(),
+        )
+
+    def texts(self, frame: StoredFrame) -> list[str]:
+        """The codes of the segments of one frame, without void."""
+        table = self._table("segments.arrow", ("class_id", "counts")).slice(frame.first_row, frame.rows)
+        n = int(np.count_nonzero(table["class_id"].to_numpy()))
+        texts: list[str] = table["counts"].slice(0, n).to_pylist()
+        return texts
+
+    def has_states(self) -> bool:
+        return "states.arrow" in self._archive.namelist()
+
+    def close(self) -> None:
+        self._archive.close()
+
+    def _table(self, member: str, columns: tuple[str, ...]) -> pa.Table:
+        key = f"{member}:{','.join(columns)}"
+        if key not in self._cache:
+            self._cache[key] = _read(self._archive, member, columns)
+        return self._cache[key]
+
+    def _overlaps(self) -> dict[int, tuple[Any, Any, Any]]:
+        table = _read(self._archive, "overlaps.arrow")
+        items, before = table["item"].to_numpy(), table["before"].to_numpy()
+        now, pixels = table["now"].to_numpy(), table["pixels"].to_numpy()
+        present, first = np.unique(items, return_index=True)
+        ends = np.append(first[1:], len(items))
+        return {
+            int(item): (before[a:b], now[a:b], pixels[a:b])
+            for item, a, b in zip(present, first, ends, strict=True)
+        }
+
+    def _states(self) -> dict[int, QueryStates]:
+        if not self.has_states():
+            return {}
+        table = _read(self._archive, "states.arrow")
+        shape = {k.decode(): int(v) for k, v in (table.schema.metadata or {}).items()}
+        return {
+            row["item"]: QueryStates(
+                np.frombuffer(row["embeddings"], np.float16).reshape(shape["queries"], shape["channels"]),
+                np.frombuffer(row["logits"], np.float16).reshape(shape["queries"], shape["logits"]),
+            )
+            for row in table.to_pylist()
+        }
+
+
+def _read(archive: zipfile.ZipFile, member: str, columns: tuple[str, ...] = ()) -> pa.Table:
+    data = pa.BufferReader(archive.read(member))
+    with pa.ipc.open_file(data) as reader:
+        if not columns:
+            return reader.read_all()
+        included = [reader.schema.get_field_index(c) for c in columns]
+    with pa.ipc.open_file(data, options=pa.ipc.IpcReadOptions(included_fields=included)) as reader:
+        return reader.read_all().select(list(columns))
+
+
+def _embeddings(column: pa.FixedSizeBinaryArray) -> NDArray[np.float16]:
+    """(rows, C)"""
+    width = column.type.byte_width
+    if width == 0 or len(column) == 0:
+        return np.zeros((len(column), width // 2), np.float16)
+    data = column.buffers()[1].to_pybytes()[column.offset * width : (column.offset + len(column)) * width]
+    return np.frombuffer(data, np.float16).reshape(len(column), width // 2)
