@@ -165,6 +165,7 @@ def echo_run(
             "fragment": key,
             "sha256": hashlib.sha256(data).hexdigest(),
             "size": len(data),
+            "failed_tiles": [],
         }
         store.put_if_absent(commit_key(unit), json.dumps(commit).encode())
     fragments = Fragments(store, plan)
