@@ -27,6 +27,8 @@ def connect(uri: str) -> Any:
     elif scheme in ("gs", "gcs"):
         # Newer clients look for a zonal bucket over gRPC first, up to a minute for each bucket of an emulator.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        if os.environ.get("STORAGE_EMULATOR_HOST"):
+            options["token"] = "anon"  # an emulator knows no accounts; looking for one takes seconds
     try:
         return fsspec.filesystem(scheme, **options)
     except ImportError as e:
@@ -41,7 +43,7 @@ def _s3_options(configured: dict[str, Any]) -> dict[str, Any]:
     network = {
         "connect_timeout": CONNECT_TIMEOUT,
         "read_timeout": READ_TIMEOUT,
-        "retries": {"mode": "standard", "max_attempts": 2},
+        "retries": {"mode": "standard", "total_max_attempts": 2},
     }
     options: dict[str, Any] = {"config_kwargs": network | configured.get("config_kwargs", {})}
     if os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1"):

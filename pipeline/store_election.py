@@ -11,6 +11,7 @@ writers may both believe that they won; what a unit commits is named by its cont
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from typing import Protocol
@@ -28,18 +29,19 @@ class _Place(Protocol):
     def delete(self, key: str) -> None: ...
 
 
-def elect(store: _Place, key: str, data: bytes, settle: float = SETTLE) -> bool:
+def elect(store: _Place, key: str, data: bytes) -> bool:
     """Put ``data`` under ``key`` unless another writer's bytes are there or win; True if they are ``data``."""
     if store.exists(key):
         return _is_there(store, key, data)
     store.put_bytes(f"{_folder(key)}/{uuid.uuid4().hex}", data)
-    time.sleep(settle)
+    time.sleep(SETTLE)
     attempts = store.keys(_folder(key))
     if store.exists(
         key
     ):  # looked at after the list: a decision removes the attempts only once the key is there
         return _is_there(store, key, data)
-    store.put_bytes(key, store.read_bytes(attempts[0]))
+    with contextlib.suppress(FileNotFoundError):  # removed by another who decided: then the key is there
+        store.put_bytes(key, store.read_bytes(attempts[0]))
     _remove(store, attempts)
     return _is_there(store, key, data)
 

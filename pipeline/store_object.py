@@ -26,7 +26,7 @@ from panoptile.pipeline.store_retry import Backoff, ShortRead, is_conflict, retr
 
 T = TypeVar("T")
 
-PART_BYTES = 16 << 20
+PART_BYTES = 8 << 20
 """Parts of a multipart upload; two are in memory at once."""
 MAX_PARTS = 9_000
 """S3 takes 10,000."""

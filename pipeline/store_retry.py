@@ -26,6 +26,9 @@ TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
 CONFLICT_STATUS = frozenset({409, 412})
 """HTTP answers to a conditional write where something is there already."""
 
+WRITES = ("write", "upload")
+"""What is done to a key that need not be there: where nothing is found, it is the bucket that is missing."""
+
 _TRANSIENT_ERRNO = frozenset(
     {errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE, errno.EBUSY}
     | {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EAGAIN}
@@ -42,7 +45,7 @@ _TRANSIENT_NAMES = frozenset(
             "FSTimeoutError",
             "ClientConnectorError",
         ),
-        *("ServiceRequestError", "ServiceResponseError", "ChecksumError"),
+        *("ServiceRequestError", "ServiceResponseError", "ChecksumError", "FlexibleChecksumError"),
     }
 )
 """Classes of botocore, aiohttp, azure-core and gcsfs, by name: none of these libraries need be installed."""
@@ -157,7 +160,7 @@ def explained(error: Exception, what: str, place: str) -> Exception:
     if isinstance(error, StoreUnreachable | FileExistsError):
         return error
     where = redacted(place)
-    if is_missing_bucket(error):
+    if is_missing_bucket(error) or (isinstance(error, FileNotFoundError) and what in WRITES):
         return StoreUnreachable(
             errno.ENOENT, f"Cannot {what} {where}: there is no such bucket; create it, or name another"
         )

@@ -13,6 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # tests share helpers as 
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.object_stores import any_root, azure_server, gcs_server, s3_root, s3_server
+
+__all__ = ["any_root", "azure_server", "gcs_server", "s3_root", "s3_server"]  # fixtures
 
 settings.register_profile(
     "default", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], max_examples=40
