@@ -63,8 +63,8 @@ def read_job_file(path: str) -> dict[str, Any]:
 
 
 def write_job_file(path: str, spec: JobSpec) -> None:
-    """Write a job as a file that :func:`read_job_file` reads back."""
-    text = f"# panoptile segment|plan|submit {Path(path).name}\n{job_file_text(spec)}"
+    """Write a job as a file that :func:`read_job_file` reads back; its local paths are absolute."""
+    text = f"# panoptile segment|plan|submit {Path(path).name}\n{job_file_text(with_absolute_paths(spec))}"
     try:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as e:
@@ -74,8 +74,7 @@ def write_job_file(path: str, spec: JobSpec) -> None:
 
 
 def job_file_text(spec: JobSpec) -> str:
-    """All of a job that is not a default, as YAML; local paths are absolute."""
-    spec = with_absolute_paths(spec)
+    """All of a job that is not a default, as YAML."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(JobSpec):
         value = getattr(spec, field.name)

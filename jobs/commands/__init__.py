@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from panoptile.jobs.commands import config, model, preview, schedule, segment
+from panoptile.jobs.commands import cluster, config, model, preview, schedule, segment
 
-ALL = (segment.register, preview.register, model.register, config.register, schedule.register)
+ALL = (
+    segment.register,
+    cluster.register,
+    preview.register,
+    model.register,
+    config.register,
+    schedule.register,
+)

@@ -1,0 +1,273 @@
+"""``panoptile submit``, ``status``, ``logs``, ``cancel`` and ``list``."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from panoptile.jobs import options as opt
+from panoptile.jobs.console import Console
+from panoptile.jobs.exits import Exit, JobError, invalid
+from panoptile.jobs.job_options import ResolvedJob, with_job_options
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+    from panoptile.jobs.job_status import JobStatus
+
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", envvar="PANOPTILE_CLUSTER", help="Ray dashboard, such as http://ray-head:8265."
+    ),
+]
+TokenFile = Annotated[
+    str | None,
+    typer.Option("--auth-token-file", metavar="FILE", help="Token of the cluster; default: where Ray looks."),
+]
+Insecure = Annotated[
+    bool, typer.Option("--insecure-cluster", help="Accept a cluster that asks for no token.")
+]
+Watch = Annotated[bool, typer.Option("--watch", help="Stay until the job ends, and exit with its exit code.")]
+Target = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="OUT|JOB", help="Output folder of the job; or its id on the cluster, with --cluster."
+    ),
+]
+WATCH_SECONDS = 2.0
+SETTLE_SECONDS = 12.0
+"""A run beats every five seconds or oftener."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command(
+        "submit",
+        epilog="Prints the job's id alone. The id follows from the job: a second submit attaches to the first. "
+        "Example: panoptile submit job.yaml --cluster http://ray-head:8265 --auth-token-file token --gpus 8",
+    )(with_job_options(submit))
+    app.command(epilog="Example: panoptile status s3://bucket/out --watch")(status)
+    app.command(epilog="Example: panoptile logs out/ -f --unit ortho-1a2b3c4d5e-t00000032n16")(logs)
+    app.command(epilog="Example: panoptile cancel out/")(cancel)
+    app.command("list", epilog="Example: panoptile list --cluster http://ray-head:8265")(list_jobs)
+
+
+def submit(
+    job: ResolvedJob,
+    console: Console,
+    *,
+    cluster: Cluster = None,
+    auth_token_file: TokenFile = None,
+    insecure_cluster: Insecure = False,
+    wheel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|this",
+            help="Take panoptile along: a wheel, or 'this' installation; default: the cluster's image holds it.",
+        ),
+    ] = None,
+    watch: Watch = False,
+) -> None:
+    """Hand a job to a Ray cluster and walk away; its state is in OUT."""
+    from panoptile.jobs.prepare import prepare
+    from panoptile.jobs.submission import submit as handed_over
+
+    if job.spec.local:
+        raise invalid("--local runs on this machine: leave it out of a job for a cluster.")
+    client = _client(cluster, auth_token_file, insecure_cluster)
+    prepared = prepare(job.spec)
+    for note in prepared.notes:
+        console.say(f"note    {note}")
+    submitted = handed_over(client, prepared, wheel=wheel, say=console.say)
+    if submitted.attached:
+        console.say("attach  the job runs already")
+    fields = {"job_id": submitted.job_id, "attached": submitted.attached, "out": job.spec.out}
+    if not watch:
+        console.data(submitted.job_id, fields)
+        return
+    console.say(f"job     {submitted.job_id}")
+    code = _watch_job(client, submitted.job_id, job.spec.out, console)
+    console.data(submitted.job_id, {**fields, "exit": code})
+    raise typer.Exit(code)
+
+
+def status(
+    target: Target = None,
+    cluster: Cluster = None,
+    auth_token_file: TokenFile = None,
+    insecure_cluster: Insecure = False,
+    watch: Watch = False,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Say how a job stands, from OUT alone: it works when the cluster is gone."""
+    from panoptile.jobs.job_status import exit_of, status_text
+
+    console = Console(as_json=as_json, quiet=quiet)
+    out = _out_of(target, lambda: _client(cluster, auth_token_file, insecure_cluster))
+    found = _watch_out(out, console) if watch else _settled(out)
+    console.data(status_text(found), found.to_json())
+    if watch:
+        raise typer.Exit(exit_of(found))
+
+
+def logs(
+    target: Target = None,
+    cluster: Cluster = None,
+    auth_token_file: TokenFile = None,
+    insecure_cluster: Insecure = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job ends.")] = False,
+    unit: Annotated[str | None, typer.Option(metavar="ID", help="Events of one unit.")] = None,
+    worker: Annotated[str | None, typer.Option(metavar="NAME", help="Events of one worker.")] = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Print what happened, from OUT: it outlives the nodes that it happened on. JSON lines with --json."""
+    import json
+
+    from panoptile.jobs.event_log import event_text, read_events
+    from panoptile.jobs.job_status import TERMINAL, look_at
+    from panoptile.jobs.lease import Observer
+    from panoptile.pipeline.store import open_store
+
+    out = _out_of(target, lambda: _client(cluster, auth_token_file, insecure_cluster))
+    look_at(out)  # a folder without a job ends here
+    store, seen = open_store(out), set[str]()
+    observer = Observer(store)
+    while True:
+        ended = look_at(out, observer).state in TERMINAL
+        for event in read_events(store, seen):
+            if unit in (None, event.get("unit")) and worker in (None, event.get("worker")):
+                print(json.dumps(event) if as_json else event_text(event), flush=True)
+        if ended or not follow:
+            return
+        time.sleep(WATCH_SECONDS)
+
+
+def cancel(
+    target: Target = None,
+    cluster: Cluster = None,
+    auth_token_file: TokenFile = None,
+    insecure_cluster: Insecure = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Stop the job on the cluster at once, without finishing units.")
+    ] = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Stop a job; what is done is kept, and the same command goes on there."""
+    from panoptile.jobs.cancellation import request_cancel
+
+    console = Console(as_json=as_json)
+    out = _out_of(target, lambda: _client(cluster, auth_token_file, insecure_cluster))
+    found = _settled(out)
+    if found.state != "running":
+        console.data(f"{found.out} is not running ({found.state}): nothing was stopped", {"cancelled": False})
+        return
+    request_cancel(found.out)
+    if now:
+        if found.job_id is None:
+            raise invalid(
+                "--now stops a job on a cluster, but this one was not submitted: it ends within 30 s."
+            )
+        _client(cluster or found.cluster, auth_token_file, insecure_cluster).stop_job(found.job_id)
+    console.data(f"{found.out} will stop within 30 s; panoptile resume goes on there", {"cancelled": True})
+
+
+def list_jobs(
+    cluster: Cluster = None,
+    auth_token_file: TokenFile = None,
+    insecure_cluster: Insecure = False,
+    as_json: opt.Json = False,
+) -> None:
+    """List panoptile's jobs on a cluster, the newest first."""
+    from panoptile.jobs.submission import jobs_on
+
+    rows = jobs_on(_client(cluster, auth_token_file, insecure_cluster))
+    lines = [f"{'job':<28} {'status':<10} {'began':<20} out"]
+    lines += [f"{r['job_id']:<28} {r['status']:<10} {r['began']:<20} {r['out']}" for r in rows]
+    Console(as_json=as_json).data("\n".join(lines), {"jobs": rows})
+
+
+# --- shared --------------------------------------------------------------------------------------------
+
+
+def _client(cluster: str | None, token_file: str | None, insecure: bool) -> JobSubmissionClient:
+    from panoptile.jobs.cluster import ClusterAddress, connect
+
+    if cluster is None:
+        raise invalid("Name the cluster with --cluster http://HOST:8265, or in PANOPTILE_CLUSTER.")
+    return connect(ClusterAddress(cluster, token_file, insecure))
+
+
+def _out_of(target: str | None, client: Any) -> str:
+    """OUT itself, or the OUT of a job on the cluster."""
+    from panoptile.jobs.submission import ID_PREFIX, out_of_job
+
+    if target is None:
+        raise invalid("Name the job by its OUT folder, or by its id with --cluster.")
+    if not target.startswith(ID_PREFIX) or "/" in target:
+        return target
+    return out_of_job(client(), target)
+
+
+def _settled(out: str) -> JobStatus:
+    """The status once it is known whether the last run still lives, or cannot be known soon."""
+    import dataclasses
+
+    from panoptile.jobs.job_status import look_at
+    from panoptile.jobs.lease import Observer
+    from panoptile.pipeline.store import open_store
+
+    look_at(out)  # a folder without a job ends here
+    observer = Observer(open_store(out))
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while observer.look().state == "unknown":
+        if time.monotonic() > deadline:
+            found = look_at(out, observer)
+            return dataclasses.replace(found, holder=f"{found.holder}, silent for {SETTLE_SECONDS:.0f} s")
+        time.sleep(0.5)
+    return look_at(out, observer)
+
+
+def _watch_out(out: str, console: Console) -> JobStatus:
+    from panoptile.jobs.job_status import TERMINAL, look_at
+    from panoptile.jobs.lease import Observer
+    from panoptile.pipeline.store import open_store
+
+    look_at(out)
+    observer, said = Observer(open_store(out)), ""
+    while True:
+        found = look_at(out, observer)
+        line = f"{found.state}  {found.done:,}/{found.units:,} units, {found.failed:,} with failures"
+        if line != said:
+            console.say(line)
+            said = line
+        if found.state in TERMINAL:
+            return found
+        time.sleep(WATCH_SECONDS)
+
+
+def _watch_job(client: JobSubmissionClient, job_id: str, out: str, console: Console) -> int:
+    """Follow a job on the cluster, its progress read from OUT; returns its exit code."""
+    from panoptile.jobs.job_status import look_at
+    from panoptile.jobs.submission import exit_of, last_error
+
+    said = ""
+    while True:
+        info = client.get_job_info(job_id)
+        try:
+            found = look_at(out)
+            line = f"{info.status.value.lower()}  {found.done:,}/{found.units:,} units, {found.failed:,} with failures"
+        except JobError:
+            line = info.status.value.lower()  # it has not begun yet
+        if line != said:
+            console.say(line)
+            said = line
+        if info.status.is_terminal():
+            code = exit_of(info)
+            if code not in (int(Exit.DONE), int(Exit.QUARANTINED)):
+                console.error(last_error(client, job_id))
+            return code
+        time.sleep(WATCH_SECONDS)

@@ -1,0 +1,125 @@
+"""How a job stands, read from OUT alone: it outlives the cluster, and needs no network but the store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from panoptile.jobs.exits import Exit, invalid
+from panoptile.jobs.lease import Observer
+from panoptile.jobs.state import read_json
+from panoptile.pipeline import layout
+from panoptile.pipeline.store import Store, open_store
+
+State = Literal["planned", "running", "interrupted", "failed", "done", "quarantined"]
+TOTALS = "_state/totals.json"
+TERMINAL: tuple[State, ...] = ("done", "quarantined", "failed", "interrupted")
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """How a job stands."""
+
+    out: str
+    state: State
+    fingerprint: str
+    model: str
+    inputs: int
+    units: int
+    """Of all inputs; 0 while the plans are being written."""
+    done: int
+    failed: int
+    """Units with a failed attempt that are not done."""
+    holder: str
+    """Who works on it, or did last."""
+    exit: int | None
+    """The job's exit code, once it has ended."""
+    message: str
+    """The error that it ended with."""
+    cluster: str | None
+    job_id: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def look_at(out: str, observer: Observer | None = None) -> JobStatus:
+    """How the job in OUT stands. Raises :class:`JobError` (exit 2) where OUT holds no job.
+
+    An observer that is kept between looks can tell a run that died from one that works.
+    """
+    try:
+        store = open_store(out)
+    except ValueError as e:
+        raise invalid(str(e)) from e
+    job = read_json(store, layout.JOB)
+    if job is None:
+        raise invalid(f"{store.root} holds no panoptile job: give the folder that -o named.")
+    success = read_json(store, layout.SUCCESS)
+    sight = (observer or Observer(store)).look()
+    done = {key.rsplit("/", 1)[-1].removesuffix(".json") for key in store.keys("_state/commits")}
+    tried = {s.key.split("/")[2] for s in store.walk("_state/dead")}
+    submission = read_json(store, "_state/submission.json") or {}
+    ending = sight.ending
+    finished = success is not None and sight.state != "alive"
+    code = (
+        int(success.get("exit", 0)) if finished and success is not None else ending.exit if ending else None
+    )
+    return JobStatus(
+        out=store.root,
+        state=_state(sight.state, finished, code),
+        fingerprint=str(job.get("fingerprint", "")),
+        model=str(job.get("model", {}).get("description", "")),
+        inputs=len(job.get("inputs", ())),
+        units=int((read_json(store, TOTALS) or {}).get("units", 0)),
+        done=len(done),
+        failed=len(tried - done),
+        holder=sight.holder,
+        exit=code,
+        message=ending.message if ending is not None and not finished else "",
+        cluster=submission.get("cluster"),
+        job_id=submission.get("job_id"),
+    )
+
+
+def _state(lease: str, finished: bool, code: int | None) -> State:
+    if finished:
+        return "quarantined" if code == Exit.QUARANTINED else "done"
+    if lease in ("alive", "unknown"):
+        return "running"
+    if lease == "dead" or code in (int(Exit.INTERRUPTED), 143):
+        return "interrupted"
+    return "planned" if code is None else "failed"
+
+
+def write_totals(store: Store, *, units: int, items: int) -> None:
+    """Say once per run how much there is, so that looking does not read every plan. Raises ``OSError``."""
+    store.put_bytes(TOTALS, json.dumps({"units": units, "items": items}).encode())
+
+
+def status_text(status: JobStatus) -> str:
+    """One block for people."""
+    share = f" ({status.done / status.units:.0%})" if status.units else ""
+    lines = [
+        f"{status.state:<12} {status.out}",
+        f"  job        {status.fingerprint[:16]}  {status.model}",
+        (
+            f"  units      {status.done:,} of {status.units:,} done{share}, {status.failed:,} with failures, "
+            f"{status.inputs:,} input{'s' if status.inputs != 1 else ''}"
+        ),
+    ]
+    if status.job_id:
+        lines.append(f"  cluster    {status.job_id} at {status.cluster}")
+    if status.holder:
+        lines.append(f"  {'running' if status.state == 'running' else 'last run':<10} {status.holder}")
+    if status.message:
+        lines.append(f"  error      {status.message}")
+    return "\n".join(lines)
+
+
+def exit_of(status: JobStatus) -> int:
+    """The job's exit code; what has not ended gives 0."""
+    if status.state == "interrupted":
+        return status.exit or int(Exit.INTERRUPTED)
+    return status.exit or 0

@@ -1,0 +1,230 @@
+"""``panoptile submit``: hand a job to a cluster and walk away.
+
+The job's id follows from its fingerprint and OUT, so a second submit finds the first one and attaches. The job's
+driver runs on the cluster, under the same command as on a laptop; all state is in OUT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shlex
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from panoptile.jobs.cluster import find_job
+from panoptile.jobs.cluster_probe import ANSWER
+from panoptile.jobs.code_package import JOB_FILE, pack
+from panoptile.jobs.exits import Exit, JobError, invalid
+from panoptile.pipeline.remote_uri import scheme_of
+from panoptile.pipeline.store import open_store
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+    from panoptile.jobs.prepare import Prepared
+
+ID_PREFIX = "panoptile-"
+PROBE_SECONDS = 300.0
+LOOKED_AT = 1000
+"""Most local inputs that each node is asked for."""
+SUBMISSION = "_state/submission.json"
+"""Which cluster works on OUT, and under which id: how ``cancel OUT`` and ``logs OUT`` find it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A job on a cluster."""
+
+    job_id: str
+    attached: bool
+    """The job was there already."""
+
+
+def job_id_of(prepared: Prepared) -> str:
+    """The same for the same parameters, model and OUT."""
+    text = f"{prepared.fingerprint}\n{open_store(prepared.spec.out).root}"
+    return f"{ID_PREFIX}{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def submit(
+    client: JobSubmissionClient, prepared: Prepared, *, wheel: str | None, say: Callable[[str], None]
+) -> Submitted:
+    """Hand the job over, or find it there. Raises :class:`JobError`."""
+    base = job_id_of(prepared)
+    job_id, running = _free_id(client, base)
+    if running:
+        return Submitted(job_id, attached=True)
+    spec = prepared.spec
+    with tempfile.TemporaryDirectory(prefix="panoptile-submit-") as folder:
+        pack(spec, Path(folder), wheel=wheel)
+        probe(client, prepared, folder, say)
+        client.submit_job(
+            entrypoint=shlex.join(["python", "-m", "panoptile", "segment", JOB_FILE]),
+            submission_id=job_id,
+            runtime_env={"working_dir": folder},
+            metadata={
+                "panoptile": version("panoptile"),
+                "fingerprint": prepared.fingerprint[:16],
+                "out": spec.out,
+            },
+        )
+    record = {"cluster": client.get_address(), "job_id": job_id}
+    open_store(spec.out).put_bytes(SUBMISSION, json.dumps(record).encode())
+    return Submitted(job_id, attached=False)
+
+
+def _free_id(client: JobSubmissionClient, base: str) -> tuple[str, bool]:
+    """(id, whether it still runs): the first of base, base-r2, base-r3, … that runs or was never used."""
+    job_id, number = base, 1
+    while (found := find_job(client, job_id)) is not None:
+        if not found.status.is_terminal():
+            return job_id, True
+        number += 1
+        job_id = f"{base}-r{number}"
+    return job_id, False
+
+
+def probe(client: JobSubmissionClient, prepared: Prepared, folder: str, say: Callable[[str], None]) -> None:
+    """Refuse a cluster whose nodes hold another panoptile or do not see the job's local files (exit 2)."""
+    with _local_paths(prepared) as (paths, tokens):
+        request = json.dumps({"paths": paths, "tokens": tokens})
+        job_id = f"{ID_PREFIX}probe-{uuid.uuid4().hex[:12]}"
+        client.submit_job(
+            entrypoint=shlex.join(["python", "-m", "panoptile.jobs.cluster_probe", request]),
+            submission_id=job_id,
+            runtime_env={"working_dir": folder},
+        )
+        info = wait_for(client, job_id, PROBE_SECONDS)
+        logs = client.get_job_logs(job_id)
+    line = next((row for row in logs.splitlines() if row.startswith(ANSWER)), None)
+    if line is None:
+        raise _no_panoptile(logs, info)
+    _judge(json.loads(line.removeprefix(ANSWER)), say)
+
+
+def _judge(nodes: list[dict[str, Any]], say: Callable[[str], None]) -> None:
+    ours = version("panoptile")
+    for node in nodes:
+        seen = node["seen"]
+        if seen is None:
+            raise JobError(
+                Exit.UNREACHABLE, f"Node {node['node']} of the cluster does not answer: is it overloaded?"
+            )
+        if seen["version"] != ours:
+            raise invalid(
+                f"Node {node['node']} holds panoptile {seen['version'] or '(unknown)'}, here is {ours}: use an image "
+                "with the same version, or take the code along with --wheel this."
+            )
+        if seen["missing"] or seen["unseen"]:
+            path = (seen["missing"] or seen["unseen"])[0]
+            raise invalid(
+                f"Node {node['node']} does not see {path}: sources and OUT must lie on an object store, or on a file "
+                "system that every node mounts at the same place."
+            )
+    gpus = sum(node["resources"].get("GPU", 0) for node in nodes)
+    say(
+        f"cluster {len(nodes)} node{'s' if len(nodes) != 1 else ''}, {gpus:g} GPUs; every node sees the job's files"
+    )
+
+
+@contextlib.contextmanager
+def _local_paths(prepared: Prepared) -> Iterator[tuple[list[str], list[str]]]:
+    """Local inputs of the job, and a token in a local OUT that only a shared file system shows elsewhere."""
+    inputs = [uri for uri in prepared.uris if scheme_of(uri) is None][:LOOKED_AT]
+    out = prepared.spec.out
+    if scheme_of(out) not in (None, "file"):
+        yield inputs, []
+        return
+    store, key = open_store(out), f"_state/probe/{uuid.uuid4().hex}"
+    store.put_bytes(key, b"")
+    try:
+        yield inputs, [store.uri(key)]
+    finally:
+        store.delete(key)
+
+
+def wait_for(client: JobSubmissionClient, job_id: str, seconds: float) -> JobDetails:
+    """The job once it has ended. Raises :class:`JobError` (exit 6) after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        info = client.get_job_info(job_id)
+        if info.status.is_terminal():
+            return info
+        if time.monotonic() > deadline:
+            client.stop_job(job_id)
+            raise JobError(
+                Exit.UNREACHABLE,
+                f"The cluster did not run {job_id} within {seconds:.0f} s ({info.status.value.lower()}: "
+                f"{info.message}): it has no room, or its head cannot start processes.",
+            )
+        time.sleep(0.5)
+
+
+def exit_of(info: JobDetails) -> int:
+    """The exit code of a job that has ended, as the command itself would have given it."""
+    status = info.status.value
+    if status == "SUCCEEDED":
+        return int(Exit.DONE)
+    if status == "STOPPED":
+        return 143
+    if info.driver_exit_code is not None:
+        return int(info.driver_exit_code)
+    return int(Exit.UNREACHABLE)
+
+
+def _no_panoptile(logs: str, info: JobDetails) -> JobError:
+    if "No module named" in logs:
+        return invalid(
+            "The cluster's image does not hold panoptile or what it needs "
+            f"({[r for r in logs.splitlines() if 'No module named' in r][-1].strip()}): use an image that does, or take "
+            "the code along with --wheel this."
+        )
+    tail = (logs.strip().splitlines() or [str(info.message)])[-1]
+    return JobError(Exit.UNREACHABLE, f"The cluster could not be asked about its nodes: {tail}")
+
+
+def last_error(client: JobSubmissionClient, job_id: str) -> str:
+    """The sentence that a job ended with."""
+    logs: str = client.get_job_logs(job_id)
+    rows = [row for row in logs.splitlines() if row.strip()]
+    errors = [row for row in rows if row.startswith("error:")]
+    return (errors or rows or ["the job ended without a word"])[-1].removeprefix("error:").strip()
+
+
+def out_of_job(client: JobSubmissionClient, job_id: str) -> str:
+    """Where a job on the cluster writes. Raises :class:`JobError` (exit 2) for a job that the cluster does not know."""
+    info = find_job(client, job_id)
+    if info is None or "out" not in (info.metadata or {}):
+        raise invalid(f"The cluster knows no panoptile job {job_id}: see panoptile list, or name its OUT.")
+    return str((info.metadata or {})["out"])
+
+
+def jobs_on(client: JobSubmissionClient) -> list[dict[str, Any]]:
+    """All jobs of panoptile that the cluster remembers, the newest first."""
+    found = [
+        j
+        for j in client.list_jobs()
+        if (j.submission_id or "").startswith(ID_PREFIX) and "out" in (j.metadata or {})
+    ]
+    found.sort(key=lambda j: j.start_time or 0, reverse=True)
+    return [
+        {
+            "job_id": j.submission_id,
+            "status": j.status.value.lower(),
+            "began": datetime.fromtimestamp((j.start_time or 0) / 1000, UTC).isoformat(timespec="seconds")[
+                :19
+            ],
+            "out": (j.metadata or {})["out"],
+            "exit": exit_of(j) if j.status.is_terminal() else None,
+        }
+        for j in found
+    ]
