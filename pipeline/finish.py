@@ -22,6 +22,7 @@ from panoptile.pipeline.memory import map_large_blocks, release_unused
 from panoptile.pipeline.plan import RasterPlan, Unit
 from panoptile.pipeline.preview import write_preview
 from panoptile.pipeline.publish import publish_raster
+from panoptile.pipeline.seam_quality import SeamQuality, WatchedLabels
 from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.store import Store
 from panoptile.pipeline.terms import Compression
@@ -68,6 +69,8 @@ class FinishedInput:
     queries_used_mean: float
     stitch_seconds: float
     publish_seconds: float
+    seams: SeamQuality = SeamQuality()  # noqa: RUF009  (immutable)
+    """How visible the tiles are in the published labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ def finish_input(
         joined = join(fragments, things, keep)
         release_unused()
         stitched = time.perf_counter()
-        assets, preview = _publish_files(store, fragments, joined, classes, products, tags)
+        assets, preview, seams = _publish_files(store, fragments, joined, classes, products, tags)
         store.put_bytes(f"tiles/{plan.info.key}.parquet", _tile_table(plan, fragments, joined))
     return FinishedInput(
         plan,
@@ -118,6 +121,7 @@ def finish_input(
         _mean(joined.queries_used),
         stitched - started,
         time.perf_counter() - stitched,
+        seams,
     )
 
 
@@ -139,15 +143,17 @@ def _publish_files(
     classes: ClassTable,
     products: Products,
     tags: Mapping[str, str],
-) -> tuple[tuple[Asset, ...], str | None]:
-    """Write the files into scratch and put them into the store: (published files, key of the preview)."""
+) -> tuple[tuple[Asset, ...], str | None, SeamQuality]:
+    """Write the files into scratch and put them into the store: (published files, key of the preview, seams)."""
     info = fragments.plan.info
+    things = frozenset(c.class_id for c in classes if c.is_thing)
+    labels = WatchedLabels(JoinedLabels(fragments, joined), fragments.grid, joined.segments, things)
     assets: list[Asset] = []
     preview = None
     with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
         scratch = Path(folder)
         files = publish_raster(
-            JoinedLabels(fragments, joined),
+            labels,
             info,
             joined.segments,
             classes,
@@ -162,13 +168,14 @@ def _publish_files(
             store.put_file(preview, scratch / "preview.png")
         if products.raster:
             for path in (files.segments_tif, files.classes_tif):
-                assets.append(_put(store, f"rasters/{info.key}/{path.name}", path))
+                assets.append(put_asset(store, f"rasters/{info.key}/{path.name}", path))
         if files.segments_parquet is not None:
-            assets.append(_put(store, f"segments/{info.key}.parquet", files.segments_parquet))
-    return tuple(assets), preview
+            assets.append(put_asset(store, f"segments/{info.key}.parquet", files.segments_parquet))
+    return tuple(assets), preview, labels.quality()
 
 
-def _put(store: Store, key: str, path: Path) -> Asset:
+def put_asset(store: Store, key: str, path: Path) -> Asset:
+    """Put a finished local file into the store; it is gone from where it was."""
     with path.open("rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
     size = path.stat().st_size
