@@ -2,20 +2,27 @@
 
 Unusual: the sampling is one ``F.embedding_bag``: each output row of a head is a weighted sum of 48 value rows
 (3 levels x 4 points x 4 bilinear corners). That is exact, differentiable, needs no compiled extension, and is several
-times faster than ``grid_sample`` on a CPU. The plain version stays beside it as the reference.
+times faster than ``grid_sample`` on a CPU. The plain version stays beside it as the reference. On a GPU, without
+gradients, a Triton kernel does the same (``msda_triton.py``), where the package triton is.
 
 Letters: B batch, S pixels of all levels, L levels, P points, h heads, D channels of a head, C = h·D.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import math
+from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoptile.model.constants import constant
+
+log = logging.getLogger(__name__)
 
 Shapes = tuple[tuple[int, int], ...]
 """(height, width) of each level, in the order in which the levels are flattened."""
@@ -68,12 +75,41 @@ class DeformableAttention(nn.Module):
         query_CN = (x_BSC + position_SC).flatten(0, 1).T
         predicted = torch.addmm(bias[:, None], weight, query_CN)
         count = len(self.attention_weights.weight)
+        fused = _fused_sampler(predicted)
+        if fused is not None:
+            origins_xy = _origins_by_axis(shapes, value.device)
+            offsets = predicted[: 2 * count].view(self.heads, self.levels, self.points, 2, -1)
+            logits = predicted[2 * count :].view(self.heads, self.levels * self.points, -1)
+            sampled = fused(value, offsets, logits, origins_xy, _geometry_table(shapes, value.device))
+            return self._project(sampled, x_BSC.dtype)
         # Positions in fp32 whatever the activations are: bf16 is off by up to 0.75 px on a 160-px level.
         x, y = predicted[: 2 * count].float().view(self.heads, self.levels, self.points, 2, -1).unbind(3)
         weights = predicted[2 * count :].view(self.heads, self.levels * self.points, -1).softmax(1).view_as(x)
         sampled = _sample(value, x, y, weights, shapes, None if x.is_cuda else _CHUNK)
-        projected: Tensor = self.output_proj(sampled.to(x_BSC.dtype))
+        return self._project(sampled, x_BSC.dtype)
+
+    def _project(self, sampled_BSC: Tensor, dtype: torch.dtype) -> Tensor:
+        projected: Tensor = self.output_proj(sampled_BSC.to(dtype))
         return projected
+
+
+def _fused_sampler(x: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None:
+    """What does soft-max, corners and sum in one, for where ``x`` is; None: the steps one by one."""
+    return None if torch.is_grad_enabled() or not x.is_cuda else triton_sampler()
+
+
+@cache
+def triton_sampler() -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None:
+    """``msda_triton.sample_softmax`` where the package triton is, else None; decided and logged once."""
+    if importlib.util.find_spec("triton") is None:
+        log.info(
+            "Deformable attention uses plain PyTorch: the package triton, for its kernel, is not installed."
+        )
+        return None
+    from panoptile.model.msda_triton import sample_softmax
+
+    log.info("Deformable attention uses its Triton kernel on GPUs.")
+    return sample_softmax
 
 
 def sample(
@@ -190,8 +226,13 @@ def _origins_by_axis(shapes: Shapes, device: torch.device) -> Tensor:
 @constant(maxsize=16)
 def _level_geometry(shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """(L, 1, 1) width, height and first row of each level; integers."""
+    width, height, first = _geometry_table(shapes, device)[:, :, None, None]
+    return width, height, first
+
+
+@constant(maxsize=16)
+def _geometry_table(shapes: Shapes, device: torch.device) -> Tensor:
+    """(3, L) int32 width, height and first row of each level."""
     heights, widths = zip(*shapes, strict=True)
     firsts = [sum(h * w for h, w in shapes[:i]) for i in range(len(shapes))]
-    geometry = torch.tensor([widths, heights, firsts], dtype=torch.int32, device=device)
-    width, height, first = geometry[:, :, None, None]
-    return width, height, first
+    return torch.tensor([widths, heights, firsts], dtype=torch.int32, device=device)
