@@ -69,8 +69,13 @@ class FinishedInput:
     queries_used_mean: float
     stitch_seconds: float
     publish_seconds: float
-    seams: SeamQuality = SeamQuality()  # noqa: RUF009  (immutable)
-    """How visible the tiles are in the published labels."""
+    seam_counts: tuple[int, ...] = ()
+    """The fields of ``seams``, as plain numbers that survive JSON."""
+
+    @property
+    def seams(self) -> SeamQuality:
+        """How visible the tiles are in the published labels."""
+        return SeamQuality(*self.seam_counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +126,7 @@ def finish_input(
         _mean(joined.queries_used),
         stitched - started,
         time.perf_counter() - stitched,
-        seams,
+        seams.counts,
     )
 
 

@@ -55,8 +55,13 @@ class SeamQuality:
         """Cut things per 1,000 things."""
         return 1000 * self.cut_things / self.things if self.things else 0.0
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The fields in order."""
+        return tuple(getattr(self, name) for name in self.__slots__)
+
     def __add__(self, other: SeamQuality) -> SeamQuality:
-        return SeamQuality(*(getattr(self, n) + getattr(other, n) for n in self.__slots__))
+        return SeamQuality(*(a + b for a, b in zip(self.counts, other.counts, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
