@@ -88,8 +88,18 @@ def _network(spec: JobSpec, path: Path) -> ResolvedModel:
         info = inspect_checkpoint(str(path), task=spec.task, labels=spec.labels, fuse=spec.fuse)
     except ValueError as e:
         raise invalid(str(e)) from e
+    if spec.compile:
+        _refuse_missing_compiler()
     factory = NetworkFactory(
-        str(path), spec.task, spec.labels, spec.fuse, spec.score, device="auto", threads=spec.threads
+        str(path),
+        spec.task,
+        spec.labels,
+        spec.fuse,
+        spec.score,
+        device="auto",
+        threads=spec.threads,
+        precision=spec.precision,
+        compiled=spec.compile,
     )
     return ResolvedModel(
         factory,
@@ -103,10 +113,28 @@ def _network(spec: JobSpec, path: Path) -> ResolvedModel:
     )
 
 
+def _refuse_missing_compiler() -> None:
+    """Where this machine has no GPU, its CPU stands for those of the workers, which check again."""
+    import torch
+
+    from panoptile.model.compiled import compile_problem
+
+    problem = compile_problem("cuda" if torch.cuda.is_available() else "cpu")
+    if problem:
+        raise invalid(problem)
+
+
 def _echo(spec: JobSpec) -> ResolvedModel:
     from panoptile.pipeline.echo import EchoFactory
 
-    for option, given in (("--task", spec.task), ("--fuse", spec.fuse), ("--score", spec.score)):
+    asked = {
+        "--task": spec.task,
+        "--fuse": spec.fuse,
+        "--score": spec.score,
+        "--precision": spec.precision != "auto",
+        "--compile": spec.compile,
+    }
+    for option, given in asked.items():
         if given:
             raise invalid(f"{option} asks something of a network; an echo has none. Leave it out.")
     labels_path, _, classes_path = spec.model.removeprefix(ECHO).partition(",")

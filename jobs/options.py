@@ -101,6 +101,20 @@ MaxFailures = Annotated[
 TimeoutUnit = Annotated[
     float, typer.Option("--timeout-unit", metavar="S", help="Seconds that a unit may run.")
 ]
+PrecisionName = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|fp32|bf16",
+        help="Numbers that the network computes in; auto: bf16 on a GPU that has it, else fp32.",
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Run the network through torch.compile. It costs one to three minutes before the first tile, per replica; see tests/benchmarks/forward.py --compile for the gain.",
+    ),
+]
 SkipInvalid = Annotated[
     bool,
     typer.Option(
@@ -154,6 +168,8 @@ JOB: Mapping[str, Any] = {
     "compression": CompressionName,
     "batch": Batch,
     "threads": Threads,
+    "precision": PrecisionName,
+    "compile": Compile,
     "workers": Workers,
     "local": Local,
     "retries": Retries,

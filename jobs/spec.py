@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from panoptile.pipeline.terms import Compression, Task
+from panoptile.pipeline.terms import Compression, Precision, Task
 
 IfRunning = Literal["attach", "skip", "fail"]
 """What to do where another run of this very job is at work."""
@@ -48,6 +49,9 @@ class JobSpec:
     batch: int = 1
     threads: int = 1
     """Threads per replica on a CPU."""
+    precision: Precision = "auto"
+    compile: bool = False
+    """Run the network through torch.compile, which rounds in other places."""
     # What follows changes how the job runs, never a pixel.
     workers: int | None = None
     local: bool = False
@@ -63,6 +67,8 @@ class JobSpec:
             raise ValueError("Name at least one raster, folder or pattern.")
         if self.task not in (None, *get_args(Task)):
             raise ValueError(f"--task is panoptic, instance or semantic, got {self.task!r}.")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"--precision is fp32, bf16 or auto, got {self.precision!r}.")
         if not 64 <= self.tile <= 8192:
             raise ValueError(f"--tile must lie between 64 and 8192 pixels, got {self.tile}.")
         if not 0 <= self.overlap <= self.tile // 2:
@@ -127,6 +133,8 @@ class JobSpec:
                 "compression",
                 "batch",
                 "threads",
+                "precision",
+                "compile",
             )
         }
         fields["classes"] = sorted(self.classes)
@@ -142,6 +150,16 @@ class JobSpec:
         from panoptile.pipeline.plan import fingerprint  # late: the command line reads this module for --help
 
         return fingerprint(self.fingerprint_fields(model_sha256))
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> JobSpec:
+        """The job that :meth:`to_json` wrote. Raises ``ValueError`` for a field that there is not."""
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - set(known))
+        if unknown:
+            raise ValueError(f"This version knows no job option {', '.join(unknown)}.")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**values)
 
     def to_json(self) -> dict[str, object]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}

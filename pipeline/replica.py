@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from panoptile.model.classes import ClassTable
 from panoptile.model.panoptic_map import PanopticMap
 from panoptile.pipeline.grid import Tile
-from panoptile.pipeline.terms import Task
+from panoptile.pipeline.terms import Precision, Task
 
 if TYPE_CHECKING:  # torch is imported by the worker alone, when it builds the replica
     from panoptile.model.result_buffer import Embeddings
@@ -106,6 +106,9 @@ class NetworkFactory:
     device: str = "auto"
     threads: int = 1
     """Threads per replica on a CPU."""
+    precision: Precision = "auto"
+    compiled: bool = False
+    """Through torch.compile."""
     all_queries: bool = False
     """Frames of a video come with the states of all queries, not only with those of their segments."""
 
@@ -121,6 +124,8 @@ class NetworkFactory:
                 score_threshold=self.score_threshold,
                 device=self.device,
                 threads=self.threads,
+                precision=self.precision,
+                compiled=self.compiled,
             ),
             all_queries=self.all_queries,
         )
