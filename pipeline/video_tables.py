@@ -7,7 +7,7 @@ text. Nothing in the files depends on how the video was cut, nor on time: equal 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,16 +189,24 @@ class FrameMasks:
         return np.append(np.uint16(0), self.class_ids)[decoded_labels(self.texts, self.shape)]
 
 
-def read_masks(path: Path) -> Iterator[FrameMasks]:
-    """All frames of a ``masks.parquet``, one row group in memory at a time."""
+def read_masks(path: Path, only: Collection[int] | None = None) -> Iterator[FrameMasks]:
+    """All frames of a ``masks.parquet``, or those of ``only``; one row group is in memory at a time."""
     wanted = ["frame", "time_s", "track_id", "class_id", "is_thing", "rle"]
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
+            if only is not None and not _may_hold(file.metadata.row_group(group), only):
+                continue
             table = file.read_row_group(group, columns=wanted)
             frames = table["frame"].to_numpy()
             starts = np.flatnonzero(np.diff(frames, prepend=-1)).tolist()
             for start, stop in zip(starts, [*starts[1:], len(frames)], strict=True):
-                yield _frame_masks(table.slice(start, stop - start))
+                if only is None or int(frames[start]) in only:
+                    yield _frame_masks(table.slice(start, stop - start))
+
+
+def _may_hold(group: pq.RowGroupMetaData, frames: Collection[int]) -> bool:
+    statistics = group.column(0).statistics
+    return statistics is None or any(statistics.min <= frame <= statistics.max for frame in frames)
 
 
 def _frame_masks(table: pa.Table) -> FrameMasks:
