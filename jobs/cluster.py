@@ -6,6 +6,7 @@ otherwise (``--insecure-cluster``).
 
 from __future__ import annotations
 
+import logging
 import os
 import urllib.error
 import urllib.request
@@ -71,6 +72,8 @@ def connect(address: ClusterAddress) -> JobSubmissionClient:
         ) from e
     except (ConnectionError, RuntimeError) as e:
         raise _unreachable(address.url, e) from e
+    for name in ("ray", "ray.dashboard", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # notes on uploads are not what the user asked for
     return client
 
 

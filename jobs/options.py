@@ -129,6 +129,13 @@ IfRunning = Annotated[
         help="Where another run of this job is at work: follow it to its end, leave it alone (exit 0), or exit 5.",
     ),
 ]
+StartTimeout = Annotated[
+    float, typer.Option("--start-timeout", metavar="S", help="Seconds until the first replica must be ready.")
+]
+AcceleratorType = Annotated[
+    str | None,
+    typer.Option("--accelerator-type", metavar="NAME", help="Ray's name of the GPUs, such as H100."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No messages but errors.")]
 
@@ -177,6 +184,8 @@ JOB: Mapping[str, Any] = {
     "unit_timeout": TimeoutUnit,
     "skip_invalid": SkipInvalid,
     "if_running": IfRunning,
+    "start_timeout": StartTimeout,
+    "accelerator_type": AcceleratorType,
 }
 """The options of a job by the names of JobSpec's fields, which give their defaults; in the order of --help."""
 

@@ -61,6 +61,10 @@ class JobSpec:
     skip_invalid: bool = False
     """Inputs that fail their header check go to the dead letter instead of stopping the job."""
     if_running: IfRunning = "attach"
+    start_timeout: float = 600.0
+    """Seconds until the first replica must be ready."""
+    accelerator_type: str | None = None
+    """Ray's name of the GPUs to use, such as H100."""
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -88,6 +92,10 @@ class JobSpec:
             raise ValueError(f"--min-area must be square metres from 0, got {self.min_area}.")
         if self.if_running not in get_args(IfRunning):
             raise ValueError(f"--if-running is attach, skip or fail, got {self.if_running!r}.")
+        if not 0 < self.start_timeout < math.inf:
+            raise ValueError(f"--start-timeout must be positive seconds, got {self.start_timeout}.")
+        if self.accelerator_type is not None and self.local:
+            raise ValueError("--accelerator-type chooses nodes of a Ray cluster: leave it out with --local.")
         if not 0 < self.unit_timeout < math.inf:
             raise ValueError(f"--timeout-unit must be positive seconds, got {self.unit_timeout}.")
         if self.compression not in ("zstd", "deflate"):
