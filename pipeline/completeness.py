@@ -8,8 +8,7 @@ JPEG 2000 (ITU T.800) annexes A and I.
 
 from __future__ import annotations
 
-import mmap
-import os
+import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,9 @@ MAX_DIRECTORIES = 4096
 
 MAX_FIELDS = 4096
 """More fields than this in one directory are taken for garbage."""
+
+_SEARCHED_AT_ONCE = 1 << 20
+"""Bytes of a JPEG held in memory while its end is looked for."""
 
 ENTRIES_AT_ONCE = 1 << 20
 """Block table entries held in memory at once: 16 MB for offsets and sizes."""
@@ -61,20 +63,19 @@ def driver_of(head: bytes) -> str | None:
     return None
 
 
-def what_is_missing(path: str, driver: str) -> str | None:
-    """Why the file at ``path`` cannot be whole, as the end of a sentence; None where nothing is missing."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        try:
-            if driver == "GTiff":
-                return _tiff(file, size)
-            if driver == "PNG":
-                return _png(file, size)
-            if driver == "JPEG":
-                return _jpeg(file)
-            return _jpeg2000(file, size)
-        except struct.error:
-            return f"its structure makes no sense within its {size} bytes"
+def what_is_missing(file: BinaryIO, driver: str) -> str | None:
+    """Why ``file``, open for random reads, cannot be whole, as the end of a sentence; None where nothing is missing."""
+    size = file.seek(0, io.SEEK_END)
+    try:
+        if driver == "GTiff":
+            return _tiff(file, size)
+        if driver == "PNG":
+            return _png(file, size)
+        if driver == "JPEG":
+            return _jpeg(file)
+        return _jpeg2000(file, size)
+    except struct.error:
+        return f"its structure makes no sense within its {size} bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +183,14 @@ def _jpeg(file: BinaryIO) -> str | None:
         position += 1 if marker == 0xFF else 2 + length
         if marker == 0xDA:
             break
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        # Inside the coded data every 0xFF is followed by 0x00 or a restart marker, so this is the true end.
-        return None if data.find(b"\xff\xd9", position) >= 0 else "its end marker (EOI) is missing"
+    # Inside the coded data every 0xFF is followed by 0x00 or a restart marker, so the first EOI is the true end.
+    file.seek(position)
+    last = b""
+    while piece := file.read(_SEARCHED_AT_ONCE):
+        if b"\xff\xd9" in last + piece:
+            return None
+        last = piece[-1:]
+    return "its end marker (EOI) is missing"
 
 
 def _jpeg2000(file: BinaryIO, size: int) -> str | None:

@@ -11,6 +11,11 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from panoptile.pipeline import remote_object
+from panoptile.pipeline.redaction import redacted
+from panoptile.pipeline.remote_raster import READABLE
+from panoptile.pipeline.remote_uri import checked_uri, local_path_of, scheme_of
+
 RASTER_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2")
 """Files that a directory contributes, in lower or upper case. A file named directly may end in anything."""
 
@@ -22,14 +27,18 @@ class InputError(ValueError):
 
 
 def find_inputs(sources: Sequence[str]) -> list[str]:
-    """Absolute paths of the rasters that ``sources`` name, in the order named, each file once.
+    """Absolute paths and URIs of the rasters that ``sources`` name, in the order named, each file once.
 
     A source is a file, a glob (``**`` descends), a directory (its rasters, sorted by name, without
-    sub-directories) or a ``file://`` URL. Two names of one file (a link, a relative path) count as one, the
-    first. Raises InputError for a missing file, a directory without rasters and a glob without match.
+    sub-directories), a ``file://`` URL, or an object, glob or folder in an object store. Two names of one file (a
+    link, a relative path) count as one, the first. Raises InputError for a missing file, a directory without rasters
+    and a glob without match, and StoreUnreachable for an object store that cannot be listed.
     """
     found: dict[str, str] = {}
     for source in sources:
+        if remote_object.is_remote(source):
+            found.update((uri, uri) for uri in _expand_remote(source) if uri not in found)
+            continue
         for path in _expand(source):
             found.setdefault(os.path.realpath(path), path)
     if not found:
@@ -60,7 +69,9 @@ def sanitised(name: str) -> str:
 
 
 def shown(path: str) -> str:
-    """``path`` for a message: with escapes where it holds control characters, which could forge log lines."""
+    """``path`` for a message: without secrets, and with escapes where it holds control characters, which could
+    forge log lines."""
+    path = redacted(path)
     return path if path.isprintable() else repr(path)
 
 
@@ -81,22 +92,55 @@ def _expand(source: str) -> list[str]:
 def _local_path(source: str) -> str:
     if not source or "\0" in source:
         raise InputError(f"{source!r} is not a path: name a file, a directory or a glob.")
-    if source.startswith("file://"):
-        return unquote(urlsplit(source).path)
-    if "://" in source or source.startswith("/vsi"):
+    if scheme_of(source) == "file":
+        try:
+            return str(local_path_of(source))
+        except ValueError as e:
+            raise InputError(str(e)) from e
+    if source.startswith("/vsi"):
         raise InputError(
-            f"{shown(source)} is not a local file: download it first, only local files are read."
+            f"{shown(source)} is GDAL's own name: give a local path or a URI such as s3://bucket/key."
         )
     return source
 
 
+def _expand_remote(source: str) -> list[str]:
+    scheme = scheme_of(source)
+    if scheme not in READABLE:
+        readable = ", ".join(f"{s}://" for s in READABLE)
+        raise InputError(
+            f"{shown(source)} cannot be read: download it first; local files and {readable} are read."
+        )
+    try:
+        uri = checked_uri(source)
+        if not source.endswith("/") and remote_object.exists(uri):
+            return [uri]
+        if glob.has_magic(uri):
+            matches = remote_object.objects_like(uri)
+            if not matches:
+                raise InputError(
+                    f"No object matches {shown(uri)}: check the pattern, and quote it in the shell."
+                )
+            return matches
+        inside = [u for u in remote_object.objects_in(uri) if _is_raster_name(u.rsplit("/", 1)[-1])]
+    except InputError:
+        raise
+    except ValueError as e:
+        raise InputError(shown(str(e))) from e
+    if not inside:
+        raise InputError(
+            f"{shown(uri)} is neither an object nor a folder with rasters ({' '.join(RASTER_ENDINGS)}): check the name."
+        )
+    return inside
+
+
+def _is_raster_name(name: str) -> bool:
+    return name.lower().endswith(RASTER_ENDINGS) and not name.startswith(".")
+
+
 def _directory_rasters(directory: str) -> list[str]:
     names = sorted(os.listdir(directory))
-    rasters = [
-        os.path.abspath(os.path.join(directory, name))
-        for name in names
-        if name.lower().endswith(RASTER_ENDINGS) and not name.startswith(".")
-    ]
+    rasters = [os.path.abspath(os.path.join(directory, name)) for name in names if _is_raster_name(name)]
     files = [path for path in rasters if os.path.isfile(path)]
     if not files:
         raise InputError(

@@ -46,7 +46,9 @@ class RasterInfo:
     mtime_ns: int
     """Of a local file; 0 elsewhere."""
     etag: str = ""
-    """Of an object in a store; empty for a local file."""
+    """Of an object in a store, as the store's client gives it; empty for a local file."""
+    driver: str = "GTiff"
+    """GDAL driver that opened it; workers open it with no other."""
     aoi_wkb: str | None = None
     """Area of interest in the raster's CRS, hexadecimal WKB: pixels whose centre lies outside are nodata."""
     notes: tuple[str, ...] = field(default=())

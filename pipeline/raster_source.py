@@ -27,8 +27,10 @@ from panoptile.pipeline.raster_file import (
     check_file,
     ignored_side_files,
     open_raster,
+    tried_again,
 )
 from panoptile.pipeline.raster_info import RasterInfo
+from panoptile.pipeline.remote_object import is_remote, version_of
 from panoptile.pipeline.resample import Taps, axis_taps, resample
 from panoptile.pipeline.scaling import (
     AUTO_PERCENTILES,
@@ -107,15 +109,26 @@ class RasterSource:
             raise ValueError(
                 f"{window} lies outside the raster of {self.info.height}x{self.info.width} pixels."
             )
-        reader = self._reader()
-        if self.info.resampled:
-            pixels, valid = self._read_resampled(reader, window)
-        else:
-            values, valid = reader.read(window)
-            pixels = to_uint8(values, valid, self.info.scale)
+        pixels, valid = tried_again(self.info.uri, lambda: self._read(window), self._forget)
         if self._aoi is not None:
             valid = valid & self._aoi.mask(window)
         return RasterTile(pixels, valid)
+
+    def _read(self, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        reader = self._reader()
+        if self.info.resampled:
+            return self._read_resampled(reader, window)
+        values, valid = reader.read(window)
+        return to_uint8(values, valid, self.info.scale), valid
+
+    def _forget(self) -> None:
+        """Close this thread's handle: one that failed keeps what it got."""
+        dataset: rasterio.DatasetReader | None = getattr(self._local, "dataset", None)
+        if dataset is not None:
+            with self._lock:
+                self._handles.remove(dataset)
+            dataset.close()
+        self._local.reader = self._local.dataset = None
 
     def _reader(self) -> BandReader:
         reader: BandReader | None = getattr(self._local, "reader", None)
@@ -128,7 +141,7 @@ class RasterSource:
     def _open(self) -> BandReader:
         info = self.info
         try:
-            dataset = open_raster(info.uri)
+            dataset = open_raster(info.uri, (info.driver,))
         except InputError as e:  # it was good when the run was planned
             raise RasterReadError(str(e)) from e
         if (dataset.height, dataset.width) != (info.native_height, info.native_width):
@@ -139,6 +152,7 @@ class RasterSource:
         self._local.ratios = ratios(native_transform(dataset), info.transform)
         with self._lock:
             self._handles.append(dataset)
+        self._local.dataset = dataset
         return BandReader(dataset, info.uri, info.bands, info.nodata)
 
     def _read_resampled(
@@ -200,13 +214,32 @@ def inspect_raster(
     ``bands``: GDAL numbers from 1, ``channels`` of them, or one that is repeated; None: see select_bands.
     ``scale``: "auto", "LOW,HIGH" or "pA,pB", see parse_scale. ``gsd``: metres per pixel; None: the file's.
     ``nodata``: in place of the declared value. ``aoi``: a GeoJSON file. ``channels``: bands of the network.
-    Raises InputError, in one sentence, for anything that would make the run fail or mislead.
+    Raises InputError, in one sentence, for anything that would make the run fail or mislead, and StoreUnreachable.
     """
-    uri = os.path.abspath(uri)
+    uri = uri if is_remote(uri) else os.path.abspath(uri)
+    return tried_again(
+        uri,
+        lambda: _inspect(
+            uri, bands=bands, scale=scale, gsd=gsd, nodata=nodata, aoi=aoi, channels=channels, limits=limits
+        ),
+    )
+
+
+def _inspect(
+    uri: str,
+    *,
+    bands: Sequence[int] | None,
+    scale: str,
+    gsd: float | None,
+    nodata: float | None,
+    aoi: str | os.PathLike[str] | None,
+    channels: int,
+    limits: Limits | None,
+) -> RasterInfo:
     rule = parse_scale(scale)
-    check_file(uri, limits)
-    status = os.stat(uri)
-    with open_raster(uri) as dataset:
+    driver = check_file(uri, limits)
+    version = version_of(uri)
+    with open_raster(uri, (driver,)) as dataset:
         chosen, notes = select_bands(dataset, uri, asked=bands, channels=channels)
         dtype = _common_dtype(dataset, uri, chosen)
         no_value, nodata_notes = select_nodata(dataset, chosen, nodata)
@@ -222,7 +255,7 @@ def inspect_raster(
             *nodata_notes,
             *scale_notes,
             *_place_notes(dataset, uri),
-            *_file_notes(dataset, uri, status.st_size),
+            *_file_notes(dataset, uri, version.size),
         ]
         height, width, block = dataset.height, dataset.width, dataset.block_shapes[chosen[0] - 1]
     try:
@@ -232,7 +265,8 @@ def inspect_raster(
     most = (limits or Limits()).pixels
     if grid.height * grid.width > most:
         raise InputError(
-            f"{shown(uri)} has {grid.width}x{grid.height} pixels at --gsd {gsd:g}, more than {most:,}."
+            f"{shown(uri)} has {grid.width}x{grid.height} pixels at --gsd {gsd:g}, more than {most:,}: if it is meant "
+            "to, raise --max-pixels."
         )
     wkb: str | None = None
     aoi_notes: tuple[str, ...] = ()
@@ -245,8 +279,8 @@ def inspect_raster(
         uri=uri, key=key, stem=stem, height=grid.height, width=grid.width, bands=chosen, dtype=dtype,
         transform=grid.transform, crs_wkt=crs_wkt, georeferenced=transform != IDENTITY,
         native_height=height, native_width=width, block_shape=(int(block[0]), int(block[1])),
-        resampled=grid.resampled, nodata=no_value, scale=scaling, size_bytes=status.st_size,
-        mtime_ns=status.st_mtime_ns, aoi_wkb=wkb, notes=(*notes, *aoi_notes),
+        resampled=grid.resampled, nodata=no_value, scale=scaling, size_bytes=version.size,
+        mtime_ns=version.mtime_ns, etag=version.etag, driver=driver, aoi_wkb=wkb, notes=(*notes, *aoi_notes),
     )  # fmt: skip
 
 

@@ -172,7 +172,7 @@ class ObjectStore:
     def open(self, key: str) -> BinaryIO:
         size = self.size(key)
         if size > SPOOL_BYTES:
-            return io.BufferedReader(_RangeFile(self, key, size), 1 << 20)
+            return io.BufferedReader(self.ranges(key), 1 << 20)
         spool = tempfile.TemporaryFile(prefix="panoptile-")  # noqa: SIM115  (the caller closes it)
         spool.write(self.read_bytes(key))
         spool.seek(0)
@@ -196,9 +196,17 @@ class ObjectStore:
         for start in range(0, size, PIECE_BYTES):
             yield self.read_range(key, start, min(start + PIECE_BYTES, size))
 
-    def size(self, key: str) -> int:
+    def ranges(self, key: str) -> io.RawIOBase:
+        """``key`` for random reads, each of them one ranged GET; raises ``FileNotFoundError``."""
+        return _RangeFile(self, key, self.size(key))
+
+    def describe(self, key: str) -> dict[str, Any]:
+        """What the store's client says of ``key``: at least ``size``; raises ``FileNotFoundError``."""
         path = self._path(key)
-        return int(self._try("look up", key, lambda: self._info(path)["size"]))
+        return self._try("look up", key, lambda: self._info(path))
+
+    def size(self, key: str) -> int:
+        return int(self.describe(key)["size"])
 
     def exists(self, key: str) -> bool:
         try:
@@ -231,6 +239,12 @@ class ObjectStore:
             (self._stored(i) for i in infos if i["type"] == "file" and not i["name"].endswith("/")),
             key=lambda s: s.key,
         )
+
+    def matching(self, pattern: str) -> list[str]:
+        """Keys that match a glob, sorted; files alone."""
+        path = self._path(pattern)
+        found = self._try("list", pattern, lambda: self._fs.glob(path, detail=True)).values()
+        return sorted(self._stored(i).key for i in found if i["type"] == "file")
 
     def entries(self) -> list[str]:
         found = self._try("list", ".", lambda: self._ls(self._base))

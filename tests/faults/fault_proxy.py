@@ -63,6 +63,8 @@ class FaultProxy:
         self._ended = threading.Event()
         self.counts: Counter[str] = Counter()
         self.requests = 0
+        self.bytes_out = 0
+        """Bytes of bodies sent to clients."""
         self.enabled = True
 
     def __enter__(self) -> Self:
@@ -127,6 +129,8 @@ class FaultProxy:
         status, answered, content = self._forward(line, headers, body, method)
         if fault == "lost":
             return False
+        with self._lock:
+            self.bytes_out += len(content)
         return _answer(client, method, status, answered, content, fault)
 
     def _choose(self, method: str) -> str | None:

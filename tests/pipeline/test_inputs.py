@@ -50,10 +50,14 @@ def test_a_name_with_glob_characters_is_a_file_first(tmp_path: Path) -> None:
         ("empty", "holds no raster"),
         ("", "not a path"),
         ("a\0b.tif", "not a path"),
-        ("https://example.org/a.tif", "only local files"),
-        ("/vsicurl/http://127.0.0.1/a.tif", "only local files"),
-        ("vrt:///etc/passwd", "only local files"),
+        ("https://example.org/a.tif", "download it first"),
+        ("/vsicurl/http://127.0.0.1/a.tif", "own name"),
+        ("vrt:///etc/passwd", "cannot be read"),
         ("GTIFF_DIR:1:a.tif", "does not exist"),
+        ("memory://folder/a.tif", "cannot be read"),
+        ("s3://key:canary-secret@bucket/a.tif", "user name or password"),
+        ("s3://bucket/a.tif?X-Amz-Signature=canary-secret", "query parameters"),
+        ("file://elsewhere/a.tif", "host elsewhere"),
     ],
 )
 def test_a_source_that_names_nothing_is_told_in_one_sentence(
@@ -65,6 +69,7 @@ def test_a_source_that_names_nothing_is_told_in_one_sentence(
     with pytest.raises(InputError, match=words) as caught:
         find_inputs([source])
     assert "\n" not in str(caught.value)
+    assert "canary-secret" not in str(caught.value)
 
 
 def test_no_source_at_all_is_an_error() -> None:
