@@ -2,21 +2,28 @@
 
 decord decodes ahead without bound as long as its reader rests, so its queues are emptied (by a seek to the
 start) after each chunk of frames. It pads a short file with its last frame: one such frame is made an error.
+A chunk in which its decoder met an error is decoded by PyAV instead, which tells what is damaged; on clean
+chunks the two give the same bytes, so which of them read a chunk is not seen in the result.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from panoptile.pipeline.decord_log import errors
 from panoptile.pipeline.frame_source import Frame, LostFrame, checked_range
 from panoptile.pipeline.inputs import InputError, shown
 from panoptile.pipeline.magic import video_container
+from panoptile.pipeline.video_decode_pyav import PyavSource
 from panoptile.pipeline.video_index import VideoIndex
+
+_log = logging.getLogger(__name__)
 
 CHUNK = 32
 """Most frames asked of decord at once."""
@@ -34,27 +41,31 @@ class DecordSource:
         self.reason = reason
         self._path = path
         self._reader: Any = None
+        self._pyav: PyavSource | None = None
         if video_container(path) != index.container:
             raise InputError(
                 f"{shown(path)} is no longer the {index.container} file that was planned: plan again."
             )
-        problem = disagreement(path, index)
-        if problem:
-            raise InputError(f"{shown(path)} cannot be read by decord: {problem}; use the pyav backend.")
+        if not errors.watch():
+            raise InputError(
+                f"{shown(path)} cannot be read by decord: its decoder cannot be watched; use pyav."
+            )
 
     def close(self) -> None:
         """Free the decoder and its queues."""
         self._reader = None
+        if self._pyav is not None:
+            self._pyav.close()
 
     def frames(self, start: int, stop: int, step: int = 1) -> Iterator[Frame | LostFrame]:
-        """See FrameSource.frames. A chunk of which decord says that a frame is bad is decoded frame by frame."""
+        """See FrameSource.frames."""
         for chunk in self._chunks(checked_range(self.index, start, stop, step)):
             pictures = self._batch(chunk)
-            if isinstance(pictures, str):
-                yield from (self._single(frame) for frame in chunk)
-            else:
-                for frame, rgb in zip(chunk, pictures, strict=True):
-                    yield self._frame(frame, rgb)
+            if pictures is None:
+                yield from self._by_pyav().frames(chunk[0], chunk[-1] + 1, chunk.step)
+                continue
+            for frame, rgb in zip(chunk, pictures, strict=True):
+                yield Frame(frame, int(self.index.pts[frame]), self.index.time_s(frame), rgb)
 
     def _chunks(self, wanted: range) -> Iterator[range]:
         """Runs of at most CHUNK frames that end before a key where one is near: nothing is then decoded twice."""
@@ -68,36 +79,34 @@ class DecordSource:
             yield chunk
             at += len(chunk)
 
-    def _batch(self, frames: range) -> NDArray[np.uint8] | str:
-        """(F, H, W, 3) pictures, or decord's words where it fails; its reader is of no more use after that."""
+    def _batch(self, frames: range) -> NDArray[np.uint8] | None:
+        """(F, H, W, 3) pictures; None where the decoder met an error, now or in what it has decoded ahead."""
         from decord import DECORDError
 
+        before = errors.count
         try:
             if self._reader is None:
                 self._reader = open_reader(self._path)
+                if len(self._reader) != len(self.index):
+                    raise InputError(f"{shown(self._path)} has changed since it was planned: plan again.")
             pictures: NDArray[np.uint8] = self._reader.get_batch(list(frames)).asnumpy()
             self._reader.seek(0)  # empties the queues
-        except DECORDError as e:
+        except DECORDError as e:  # its reader is of no more use after that
+            _log.info("%s: decord failed at frames %s: %s", shown(self._path), frames, _first_line(e))
             self._reader = None
-            return _first_line(e)
-        return pictures
+            return None
+        return pictures if errors.count == before else None
 
-    def _single(self, frame: int) -> Frame | LostFrame:
-        picture = self._batch(range(frame, frame + 1))
-        if isinstance(picture, str):
-            return LostFrame(frame, int(self.index.pts[frame]), self.index.time_s(frame), picture)
-        return self._frame(frame, picture[0])
-
-    def _frame(self, frame: int, rgb: NDArray[np.uint8]) -> Frame:
-        return Frame(frame, int(self.index.pts[frame]), self.index.time_s(frame), rgb)
+    def _by_pyav(self) -> PyavSource:
+        if self._pyav is None:
+            self._pyav = PyavSource(self._path, self.index, "decord met an error")
+        return self._pyav
 
 
 def open_reader(path: str) -> Any:
     """A decord reader of one thread that pads with no more than one frame (0 would mean without bound)."""
     import decord
 
-    # decord takes its logging level from FFmpeg's, which prints to stderr.
-    decord.logging.set_level(decord.logging.QUIET)
     return decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1, fault_tol=1)
 
 
@@ -107,6 +116,8 @@ def disagreement(path: str, index: VideoIndex) -> str:
         return "decord is not installed"
     from decord import DECORDError
 
+    if not errors.watch():
+        return "decord's decoder cannot be watched for errors"
     try:
         reader = open_reader(path)
         count, shape = len(reader), reader[0].shape
@@ -120,5 +131,7 @@ def disagreement(path: str, index: VideoIndex) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    """What failed, without the file and line of decord's source before it."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).split("] ", 1)[-1].strip()[:200]
+    line = lines[0] if lines else type(error).__name__
+    return line[max(line.rfind("] "), line.rfind("Check failed")) :].removeprefix("] ")[:120]

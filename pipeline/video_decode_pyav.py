@@ -7,6 +7,7 @@ at a time, so memory does not depend on how fast frames are taken.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import av
 import av.error
+import av.logging
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
@@ -31,6 +33,12 @@ WORTH_A_SEEK = 4
 """A seek must save the decoding of more frames than this: it empties the decoder's pipeline."""
 SEEK_BY_PTS = frozenset({"matroska"})
 """Demuxers whose tables hold presentation times; the others seek by decoding times."""
+HARMLESS = ("mmco", "eference", "ref with POC")
+"""In messages on references that are gone after a seek: housekeeping; a picture that needs them is lost or late."""
+
+av.logging.set_level(av.logging.ERROR)  # below, errors of the decoders are heard only where they are captured
+logging.getLogger("libav").addHandler(logging.NullHandler())
+logging.getLogger("libav").propagate = False
 
 
 @dataclass(slots=True)
@@ -123,19 +131,23 @@ class PyavSource:
             self._container.seek(int(ticks), stream=self._stream, backward=True)
         floor = 0 if at_start else key
         matched: dict[int, int] = {}
-        last, spoiled_until = floor, 0
+        last, spoiled_until = floor - 1, 0
         for pts, decoded in self._decode(None if at_start else int(index.pts[key])):
             number = self._number(pts, matched, isinstance(decoded, str))
             if isinstance(decoded, str):
-                last = max(last, number)
-                self._errors[last] = decoded
-                spoiled_until = self._key_after(last)
+                # Of a packet without a number it is known only where it stood.
+                number = number if number >= 0 else max(last, floor)
+                if number >= floor:
+                    self._errors[number] = decoded
+                    spoiled_until = max(spoiled_until, self._key_after(number))
             elif number >= floor:
+                if number > last + 1:  # a frame between is missing: those after it may be predicted from it
+                    spoiled_until = max(spoiled_until, self._key_after(last + 1))
                 last = number
                 yield _Picture(number, decoded, decoded.is_corrupt or number < spoiled_until)
 
     def _decode(self, latest_key: int | None) -> Iterator[tuple[int | None, Any]]:
-        """(time, av.VideoFrame) of each picture, and (time, what is wrong) of each packet that does not decode.
+        """(time, av.VideoFrame) of each picture, and (time, what is wrong) of each packet with an error.
 
         Nothing comes where the first key after a seek is shown after ``latest_key``: the seek landed late. The
         pictures after an unseen key that are shown before it would decode too, to garbage.
@@ -149,11 +161,9 @@ class PyavSource:
                         return
                     latest_key = None
                 pts = packet.pts
-                try:
-                    pictures = packet.decode()
-                except av.error.FFmpegError as e:
-                    yield pts, e.strerror
-                    continue
+                pictures, complaint = _decoded(packet)
+                if complaint:
+                    yield pts, complaint
                 for picture in pictures:
                     yield picture.pts, picture
         except av.error.FFmpegError as e:
@@ -199,9 +209,8 @@ class PyavSource:
     def _to_rgb(self, decoded: Any) -> NDArray[np.uint8]:
         """(H, W, 3) by the matrix and range that the stream names, the same bytes on every processor."""
         exact = Interpolation.BILINEAR | Interpolation.BITEXACT
-        rgb: NDArray[np.uint8] = self._reformatter.reformat(
-            decoded, format="rgb24", interpolation=exact, threads=1
-        ).to_ndarray()
+        converted: Any = self._reformatter.reformat(decoded, format="rgb24", interpolation=exact, threads=1)
+        rgb: NDArray[np.uint8] = converted.to_ndarray()
         return rgb
 
     def _lost(self, frame: int) -> LostFrame:
@@ -210,6 +219,21 @@ class PyavSource:
             early = frame < self.index.keys[0]
             reason = "it is shown before the first key" if early else "its packet gives no picture"
         return LostFrame(frame, int(self.index.pts[frame]), self.index.time_s(frame), reason)
+
+
+def _decoded(packet: Any) -> tuple[list[Any], str]:
+    """(pictures that come out when a packet goes in, what the decoder says of it: empty if nothing).
+
+    A decoder that conceals an error returns a picture and says so in its log alone, in the calling thread, for
+    there is but one.
+    """
+    with av.logging.Capture() as logs:
+        try:
+            pictures = packet.decode()
+        except av.error.FFmpegError as e:
+            return [], str(e.strerror)
+    complaints = [text for _, _, text in logs if not any(mark in text for mark in HARMLESS)]
+    return pictures, complaints[0].strip() if complaints else ""
 
 
 def upright(rgb: NDArray[np.uint8], rotation: int) -> NDArray[np.uint8]:

@@ -17,7 +17,8 @@ from panoptile.pipeline.video_probe import Probe
 CONTAINERS = frozenset({"mov", "matroska"})
 """Where decord's FFmpeg of 2018 counts, cuts and times packets as they are."""
 CODECS = frozenset({"h264", "hevc", "vp9"})
-PIXEL_FORMATS = frozenset({"yuv420p", "yuvj420p", "yuv420p10le"})
+PIXEL_FORMATS = frozenset({"yuv420p", "yuvj420p"})
+"""Where both decoders give the same bytes; 10 bits are brought to 8 by another dither in each."""
 
 
 def objections_to_decord(path: str, probe: Probe, packets: Packets) -> tuple[str, ...]:
@@ -28,10 +29,11 @@ def objections_to_decord(path: str, probe: Probe, packets: Packets) -> tuple[str
         (probe.container not in CONTAINERS, f"container {probe.container}"),
         (probe.codec not in CODECS, f"codec {probe.codec}"),
         (probe.pixel_format not in PIXEL_FORMATS, f"pixel format {probe.pixel_format}"),
+        (probe.interlaced, "interlaced"),
         (probe.video_streams != 1, f"{probe.video_streams} video streams"),
         (bool(packets.discard.any()), "packets that are not shown (edit list)"),
         (bool(packets.hidden.any()), "packets without a picture"),
-        (bool((pts == NO_TIME).any() or (packets.dts == NO_TIME).any()), "frames without a time"),
+        (bool((pts == NO_TIME).any()), "frames without a time"),
         (len(np.unique(timed)) != len(timed), "frames with equal times"),
         (not packets.key[0], "the first packet is no key"),
         (has_leading_pictures(packets), "open GOP (frames shown before the key that they follow)"),

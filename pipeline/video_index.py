@@ -202,8 +202,11 @@ def _presentation(packets: Packets, probe: Probe) -> tuple[Int64, _Times]:
 
 def _repeated(pts: Int64) -> NDArray[np.bool_]:
     """(N,) frames whose time another frame has too: decoding cannot be told to start at one of them."""
+    repeated = np.zeros(len(pts), bool)
     equal = np.diff(pts) == 0
-    return np.concatenate([equal, [False]]) | np.concatenate([[False], equal])
+    repeated[1:] |= equal
+    repeated[:-1] |= equal
+    return repeated
 
 
 def _packed(values: Int64) -> str:

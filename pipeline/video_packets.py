@@ -8,6 +8,7 @@ from typing import Any
 
 import av.error
 import numpy as np
+from av.stream import Discard
 from numpy.typing import NDArray
 
 from panoptile.pipeline.inputs import InputError
@@ -47,20 +48,21 @@ def read_packets(opened: Any, probe: Probe) -> Packets:
     stream = opened.streams[probe.stream]
     for other in opened.streams:
         if other.index != stream.index:
-            other.discard = "all"
+            other.discard = Discard.all
     nal = NalCheck.of(probe.codec, stream.codec_context.extradata)
     rows: list[tuple[int, int, bool, bool, bool]] = []
     problems: list[str] = []
+    end = NO_TIME
     try:
         for packet in _packets(opened, stream):
             nal.see(packet)
             rows.append(_row(packet, probe.codec))
+            end = max(end, rows[-1][0] + (packet.duration or 0))
             if len(rows) > LIMITS.packets:
                 raise InputError(f"The video holds more than the limit of {LIMITS.packets:,} frames: cut it.")
     except av.error.FFmpegError as e:
         problems.append(f"cut off after {len(rows)} frames: {e.strerror}")
-    if probe.declared_frames > len(rows) and not problems:
-        problems.append(f"cut off: it declares {probe.declared_frames} frames, {len(rows)} are there")
+    problems += [] if problems else _ends_early(float(end * probe.time_base), probe)
     if nal.malformed:
         problems.append(f"{nal.malformed} of {len(rows)} packets are damaged")
     columns = list(zip(*rows, strict=True)) if rows else [()] * 5
@@ -69,6 +71,14 @@ def read_packets(opened: Any, probe: Probe) -> Packets:
         np.array(columns[3], bool), np.array(columns[4], bool), nal.parameters_change, nal.malformed,
         tuple(problems),
     )  # fmt: skip
+
+
+def _ends_early(end_s: float, probe: Probe) -> list[str]:
+    """A sentence where the pictures end more than two frames before the time that the file declares."""
+    declared = probe.declared_end_s
+    if declared is None or end_s >= declared - max(0.1, float(2 / probe.frame_rate)):
+        return []
+    return [f"cut off: its pictures end at {end_s:.3f} s of the {declared:.3f} s that it declares"]
 
 
 def _packets(opened: Any, stream: Any) -> Iterator[Any]:

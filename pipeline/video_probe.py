@@ -54,12 +54,13 @@ class Probe:
     rotation: int
     """Counter-clockwise degrees, a multiple of 90."""
     mirrored: bool
+    interlaced: bool
     pixel_format: str
     time_base: Fraction
     frame_rate: Fraction
     sample_aspect_ratio: Fraction
-    declared_frames: int
-    """As the container states; 0 where it does not."""
+    declared_end_s: float | None
+    """When the last frame ends, as the container states; None where it does not."""
     problems: tuple[str, ...]
 
 
@@ -114,11 +115,12 @@ def probe_first_frame(opened: Any, path: str, container: str) -> Probe:
         height=frame.height,
         rotation=rotation,
         mirrored=mirrored,
+        interlaced=bool(frame.interlaced_frame or stream.codec_context.field_order > 1),
         pixel_format=frame.format.name,
         time_base=Fraction(stream.time_base),
         frame_rate=Fraction(stream.average_rate or stream.guessed_rate or 25),
         sample_aspect_ratio=Fraction(aspect) if aspect else Fraction(1),
-        declared_frames=int(stream.frames or 0),
+        declared_end_s=_declared_end(stream, container),
         problems=(problem,) if problem else (),
     )
 
@@ -141,6 +143,17 @@ def display_turn(frame: Any) -> tuple[int, bool, str]:
     if abs(angle - 90 * quarter) > 1:
         return 0, False, f"its display matrix turns the picture by {angle:.0f} degrees: not applied"
     return quarter % 4 * 90, False, ""
+
+
+def _declared_end(stream: Any, container: str) -> float | None:
+    if container == "mov" and stream.duration:
+        return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
+    # Written into Matroska by most muxers; the file's own duration may be that of its sound.
+    hours, minutes, seconds = ([*stream.metadata.get("DURATION", "").split(":"), "", ""])[:3]
+    try:
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        return None
 
 
 def _first_frame(opened: Any, stream: Any) -> Any:
