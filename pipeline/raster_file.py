@@ -209,7 +209,7 @@ def _head(uri: str) -> bytes:
     except FileNotFoundError as e:
         raise InputError(f"{name} does not exist: check the path.") from e
     except ValueError as e:
-        raise InputError(f"{name} cannot be read: {e}") from e
+        raise InputError(shown(str(e))) from e
     except OSError as e:
         raise InputError(f"{name} cannot be read: {e.strerror or e}.") from e
 
