@@ -2,7 +2,8 @@
 
 Unusual: a captured CUDA graph reads such a tensor by its address for as long as the graph lives, longer perhaps than a
 bounded cache keeps it. So whoever captures asks with :func:`using` which constants were used, and holds on to them.
-Under ``torch.compile`` they are built while compiling, not traced.
+Under ``torch.compile`` they are part of the compiled code: its way to mark a result as constant does not take tensors
+of one function for several shapes.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ def constant(maxsize: int) -> Callable[[Callable[P, R]], Constant[P, R]]:
 
         @wraps(build)
         def function(*args: P.args, **kwargs: P.kwargs) -> R:
+            if torch.compiler.is_compiling():
+                return build(*args, **kwargs)
             with torch.inference_mode(False):
                 value: R = kept(*args, **kwargs)
             for used in _watching:
@@ -46,7 +49,7 @@ def constant(maxsize: int) -> Callable[[Callable[P, R]], Constant[P, R]]:
             return value
 
         function.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
-        return cast("Constant[P, R]", torch.compiler.assume_constant_result(function))
+        return cast("Constant[P, R]", function)
 
     return decorate
 

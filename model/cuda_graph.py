@@ -98,7 +98,7 @@ class CudaGraph:
         self._input = example.clone()
         with using() as constants:
             # Once more on another stream, as CUDA graphs ask for: libraries get their work space outside the capture.
-            side = torch.cuda.Stream(example.device)
+            side = torch.cuda.Stream(example.device)  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream(example.device))
             with torch.cuda.stream(side):
                 function(self._input)

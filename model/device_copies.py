@@ -130,7 +130,7 @@ class CudaDevice:
         self._device = device
 
     def lane(self) -> Lane:
-        return _CudaLane(torch.cuda.Stream(self._device))
+        return _CudaLane(torch.cuda.Stream(self._device))  # type: ignore[no-untyped-call]
 
     def pinned(self, shape: Shape, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
@@ -161,6 +161,6 @@ class _CudaLane:
 
     def mark(self) -> Mark:
         # Blocking: a waiting thread sleeps and leaves its core to the threads that read and write.
-        event = torch.cuda.Event(blocking=True)
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record(self._stream)
         return _CudaMark(event)

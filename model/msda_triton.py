@@ -21,7 +21,7 @@ _BLOCK = 32
 """Queries of a program; with 32 channels a value row in bf16 is one 64-byte read."""
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def deformable_forward(  # type: ignore[no-untyped-def]
     value,
     offsets,

@@ -17,6 +17,7 @@ from tests.model.waits import Waits
 
 from panoptile.model.checkpoint import Task
 from panoptile.model.cuda_graph import GraphCache
+from panoptile.model.device_copies import CudaDevice
 from panoptile.model.panoptic_map import PanopticMap
 from panoptile.model.segmenter import Segmenter
 
@@ -156,7 +157,5 @@ def test_a_gpu_is_never_waited_for_inside(folder: str, tiles: NDArray[np.uint8],
         torch.cuda.set_sync_debug_mode("default")
 
 
-def _cuda():  # type: ignore[no-untyped-def]
-    from panoptile.model.device_copies import CudaDevice
-
+def _cuda() -> CudaDevice:
     return CudaDevice(torch.device("cuda"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -86,7 +87,7 @@ def test_the_choice_is_made_once_and_logged(
 ) -> None:
     """Without the package triton the plain version is used, and the log says so once."""
     msda.triton_sampler.cache_clear()
-    monkeypatch.setattr(msda.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.INFO):
         assert [msda.triton_sampler() for _ in range(3)] == [None] * 3
     assert len([r for r in caplog.records if "triton" in r.message]) == 1

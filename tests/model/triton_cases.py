@@ -29,9 +29,8 @@ def plain(value: Tensor, offsets: Tensor, logits: Tensor, shapes: Shapes) -> Ten
     """The same by soft-max and ``grid_sample``, all in fp32."""
     batch, size, heads, _ = value.shape
     points = offsets.shape[2]
-    xy = offsets.float().movedim(-1, 0).unflatten(0, (batch, size))
-    weights = logits.float().softmax(1).movedim(-1, 0).unflatten(0, (batch, size))
-    weights = weights.view(batch, size, heads, len(shapes), points)
+    xy = offsets.float().movedim(-1, 0).reshape(batch, size, heads, len(shapes), points, 2)
+    weights = logits.float().softmax(1).movedim(-1, 0).reshape(batch, size, heads, len(shapes), points)
     return sample_reference(value.float(), xy, weights, shapes)
 
 

@@ -12,11 +12,11 @@ WAITING = ("_local_scalar_dense", "nonzero", "bincount", "unique", "masked_selec
 """Operations for which a GPU must be asked and waited for (``_to_copy``: where it changes the device)."""
 
 
-class Waits(TorchDispatchMode):
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records operations that would make the host wait for a GPU."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
