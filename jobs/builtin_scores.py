@@ -38,7 +38,7 @@ class SceneFigures:
     def row(self) -> dict[str, object]:
         """The figures as JSON."""
         scores = self.objects
-        return {
+        row: dict[str, object] = {
             "scene": self.scene,
             "thing": self.thing,
             "matching": self.matching,
@@ -48,6 +48,38 @@ class SceneFigures:
             "f1": scores.f1,
             "stuff_iou": self.stuff_iou,
         }
+        return row | {"pq": scores.pq} if self.thing == "building" else row
+
+
+def figures_fields(figures: list[SceneFigures]) -> dict[str, object]:
+    """All figures as JSON: scene by scene, the crowns of all scenes together, and the mean IoU of stuff."""
+    crowns = sum((f.objects for f in figures if f.thing != "building"), ObjectScores(0, 0, 0))
+    ious = [iou for f in figures for iou in f.stuff_iou.values()]
+    together = {"precision": crowns.precision, "recall": crowns.recall, "f1": crowns.f1}
+    return {"scenes": [f.row() for f in figures], "crowns": together, "stuff_miou": sum(ious) / len(ious)}
+
+
+def figures_text(figures: list[SceneFigures]) -> str:
+    """A table of all figures."""
+    lines = [
+        f"{'scene':<40} {'objects':<34} {'PQ':>5} {'prec.':>6} {'recall':>6} {'F1':>5}  {'hits/missed/invented':<21} stuff IoU"
+    ]
+    for f in figures:
+        o = f.objects
+        pq = f"{o.pq:.3f}" if f.thing == "building" else "-"
+        stuff = ", ".join(f"{name} {iou:.2f}" for name, iou in f.stuff_iou.items())
+        counts = f"{o.hits}/{o.missed}/{o.invented}"
+        what = f"{f.thing}, {f.matching}"
+        lines.append(
+            f"{f.scene[:40]:<40} {what:<34} {pq:>5} {o.precision:>6.3f} {o.recall:>6.3f} {o.f1:>5.3f}  {counts:<21} {stuff}"
+        )
+    crowns = sum((f.objects for f in figures if f.thing != "building"), ObjectScores(0, 0, 0))
+    ious = [iou for f in figures for iou in f.stuff_iou.values()]
+    lines.append(
+        f"crowns of all scenes: precision {crowns.precision:.3f}, recall {crowns.recall:.3f}, F1 {crowns.f1:.3f}; "
+        f"stuff mIoU {sum(ious) / len(ious):.3f} (against the colour rule)"
+    )
+    return "\n".join(lines)
 
 
 def held_out_figures(

@@ -91,6 +91,30 @@ class LayerLosses:
 
 
 @dataclass(frozen=True, slots=True)
+class LossTotals:
+    """What the sums over queries and masks are divided by.
+
+    They follow from the targets alone, so that batches that make one step together (accumulated, or on several
+    GPUs) can be divided by the totals of all of them: their sum is then the loss of one large batch.
+    """
+
+    objects: float
+    """Masks to find."""
+    class_weight: float
+    """Weights of all queries in the cross-entropy."""
+
+    @classmethod
+    def of(cls, targets: Sequence[ImageTargets], *, queries: int, no_object: float) -> LossTotals:
+        """The totals of one batch; each image uses ``min(N, Q)`` queries, the others say "no object"."""
+        counts = [len(target.class_labels) for target in targets]
+        used = sum(min(count, queries) for count in counts)
+        return cls(float(sum(counts)), used + no_object * (queries * len(counts) - used))
+
+    def __add__(self, other: LossTotals) -> LossTotals:
+        return LossTotals(self.objects + other.objects, self.class_weight + other.class_weight)
+
+
+@dataclass(frozen=True, slots=True)
 class QueryRoles:
     """Ties queries to places, or to a stuff class, so that an object meets the same query in each step.
 
@@ -290,10 +314,12 @@ class Mask2FormerCriterion(nn.Module):
         class_logits: Sequence[Tensor],
         mask_logits: Sequence[Tensor],
         targets: Sequence[ImageTargets],
+        totals: LossTotals | None = None,
     ) -> LayerLosses:
         """Losses of L layers: ``class_logits`` L × (B, Q, K + 1), ``mask_logits`` L × (B, Q, h, w), B targets.
 
-        Each layer is matched on its own. Masks are averaged over the objects of the batch (at least 1).
+        Each layer is matched on its own. Masks are averaged over the objects of the batch (at least 1), or of
+        ``totals`` where the batch is a part of a larger one.
         """
         class_logits_LBQK = torch.stack([logits.float() for logits in class_logits])
         mask_logits_LBQhw = torch.stack([logits.float() for logits in mask_logits])
@@ -314,13 +340,23 @@ class Mask2FormerCriterion(nn.Module):
             )
             for b, target in enumerate(targets)
         ]
-        mask_L, dice_L = self._mask_terms(mask_logits_LBQhw, targets, matches)
+        if totals is None:
+            totals = self.totals(targets, queries=class_logits_LBQK.shape[2])
+        mask_L, dice_L = self._mask_terms(mask_logits_LBQhw, targets, matches, totals)
         return LayerLosses(
-            self._class_term(class_logits_LBQK, targets, matches), mask_L, dice_L, self.weights
+            self._class_term(class_logits_LBQK, targets, matches, totals), mask_L, dice_L, self.weights
         )
 
+    def totals(self, targets: Sequence[ImageTargets], *, queries: int) -> LossTotals:
+        """What the losses of a batch are divided by."""
+        return LossTotals.of(targets, queries=queries, no_object=self.weights.no_object)
+
     def _class_term(
-        self, logits_LBQK: Tensor, targets: Sequence[ImageTargets], matches: list[list[Match]]
+        self,
+        logits_LBQK: Tensor,
+        targets: Sequence[ImageTargets],
+        matches: list[list[Match]],
+        totals: LossTotals,
     ) -> Tensor:
         """Weighted mean cross-entropy (L,) of all queries; those without an object are to say "no object"."""
         layers, images, queries, classes = logits_LBQK.shape
@@ -328,15 +364,17 @@ class Mask2FormerCriterion(nn.Module):
         for b, target in enumerate(targets):
             for layer, (matched, found) in enumerate(matches[b]):
                 true_LBQ[layer, b, matched] = target.class_labels[found]
-        return torch.stack(
-            [
-                F.cross_entropy(logits_BQK.flatten(0, 1), true_BQ.flatten(), weight=self.empty_weight)
-                for logits_BQK, true_BQ in zip(logits_LBQK, true_LBQ, strict=True)
-            ]
-        )
+        losses_LN = F.cross_entropy(
+            logits_LBQK.flatten(0, 2), true_LBQ.flatten(), weight=self.empty_weight, reduction="none"
+        ).view(layers, -1)
+        return losses_LN.sum(dim=1) / totals.class_weight
 
     def _mask_terms(
-        self, logits_LBQhw: Tensor, targets: Sequence[ImageTargets], matches: list[list[Match]]
+        self,
+        logits_LBQhw: Tensor,
+        targets: Sequence[ImageTargets],
+        matches: list[list[Match]],
+        totals: LossTotals,
     ) -> tuple[Tensor, Tensor]:
         """Mask and dice losses (L,) of the matched masks; all layers of an image in one sampling."""
         layers, images, queries = logits_LBQhw.shape[:3]
@@ -365,7 +403,7 @@ class Mask2FormerCriterion(nn.Module):
         if not predicted:
             return zeros_L, zeros_L
         at_points = torch.cat(predicted), torch.cat(true), torch.cat(counted)
-        objects = sum(t.class_labels.shape[0] for t in targets)
+        objects = max(totals.objects, 1.0)
         return (
             zeros_L.index_add(0, layer_of_M, mask_losses(*at_points)) / objects,
             zeros_L.index_add(0, layer_of_M, dice_losses(*at_points)) / objects,

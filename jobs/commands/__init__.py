@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from panoptile.jobs.commands import cluster, config, model, preview, schedule, segment
+from panoptile.jobs.commands import cluster, config, doctor, model, preview, schedule, segment, train
 
 ALL = (
     segment.register,
@@ -11,4 +11,6 @@ ALL = (
     model.register,
     config.register,
     schedule.register,
+    train.register,
+    doctor.register,
 )
