@@ -1,4 +1,7 @@
-"""What a run says while it works: messages on stderr, data on stdout, no animation off a terminal."""
+"""What a run says while it works: messages on stderr, data on stdout, no animation off a terminal.
+
+Whatever is said goes through redaction first: no secret of the environment is ever shown.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import Any, Self
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from panoptile.pipeline.redaction import redacted, redacted_json
 
 _LINE_EVERY = 10.0
 """Seconds between progress lines where there is no terminal."""
@@ -26,14 +31,15 @@ class Console:
     def say(self, message: str) -> None:
         """A message for the user."""
         if not self._quiet:
-            self._err.print(message, markup=False)
+            self._err.print(redacted(message), markup=False)
 
     def error(self, message: str) -> None:
-        self._err.print(f"error: {message}", markup=False)
+        self._err.print(redacted(f"error: {message}"), markup=False)
 
     def data(self, text: str, fields: dict[str, Any]) -> None:
         """The command's result: ``text`` for people, ``fields`` with --json."""
-        print(json.dumps({"schema_version": 1, **fields}) if self.as_json else text, flush=True)
+        shown = {"schema_version": 1, **redacted_json(fields)}
+        print(json.dumps(shown) if self.as_json else redacted(text), flush=True)
 
     def progress(self, total: int) -> ProgressBar:
         return ProgressBar(self._err, total, quiet=self._quiet)

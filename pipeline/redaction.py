@@ -13,18 +13,23 @@ from functools import lru_cache
 from typing import Any
 
 MASK = "***"
-MIN_SECRET = 6
+MIN_SECRET = 8
 """Shorter values are not taken for secrets: masking every "1" would destroy the text."""
 
 _SECRET_NAME = re.compile(
-    r"(SECRET|PASSWORD|PASSWD|PASSPHRASE|TOKEN|ACCOUNT_KEY|ACCESS_KEY|API_?KEY|PRIVATE_KEY|CREDENTIAL|SAS|"
-    r"CONNECTION_STRING|STORAGE_KEY|AUTH_HEADER|SIGNATURE)",
+    r"(SECRET|PASSWORD|PASSWD|PASSPHRASE|TOKEN|ACCOUNT_KEY|ACCESS_KEY|API_?KEY|PRIVATE_KEY|CREDENTIAL|"
+    r"CONNECTION_STRING|STORAGE_KEY|AUTH_HEADER|SIGNATURE|(?:^|_)SAS(?:_|$))",
     re.IGNORECASE,
 )
 _NOT_SECRET = re.compile(
-    r"(_FILE|_PATH|_DIR|_URI|_URL|_ENDPOINT|_MODE|_EXPIRATION|_CONFIG)$|PARALLELISM", re.IGNORECASE
+    r"(_FILE|_PATH|_DIR|_URI|_URL|_ENDPOINT|_MODE|_EXPIRATION|_CONFIG|APPLICATION_CREDENTIALS)$|PARALLELISM",
+    re.IGNORECASE,
 )
-_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/\s@'\"<>]*:[^/\s'\"<>]*|[^/\s@:'\"<>]{16,})@")
+# A password may hold a slash where it was not encoded; a port number is no password.
+_USERINFO = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]*://)"
+    r"([^/\s:@'\"<>]*:(?!\d{1,5}(?:[/\s]|$))[^\s@'\"<>]*|[^/\s@:'\"<>]{16,})@"
+)
 _PARAMETER = re.compile(
     r"([?&;](?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|GoogleAccessId|"
     r"sig|se|sp|sv|token|access_token|api_?key|password|secret|key|auth)=)[^&#\s'\"<>]+",
@@ -35,6 +40,7 @@ _ASSIGNED = re.compile(
     r"['\"]?\s*[=:]\s*['\"]?)[^;,\s'\"]+",
     re.IGNORECASE,
 )
+_PART = re.compile(r"(?:AccountKey|SharedAccessSignature)=([^;]+)", re.IGNORECASE)
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 
 
@@ -65,7 +71,9 @@ def is_secret_name(name: str) -> bool:
 
 
 def _secret_variables(environment: Mapping[str, str]) -> list[str]:
-    return sorted({v for k, v in environment.items() if len(v) >= MIN_SECRET and is_secret_name(k)})
+    values = {v for k, v in environment.items() if len(v) >= MIN_SECRET and is_secret_name(k)}
+    parts = {m for v in values for m in _PART.findall(v)}  # of a connection string, which may appear alone
+    return sorted(values | {p for p in parts if len(p) >= MIN_SECRET})
 
 
 @lru_cache(maxsize=8)

@@ -61,7 +61,8 @@ def checked_uri(text: str) -> str:
         )
     rest = text.split("://", 1)[1]
     place = rest.split("/", 1)[0]
-    if "@" in place and not (EXTRAS.get(scheme) == "azure" and _CONTAINER.fullmatch(place)):
+    named_account = EXTRAS.get(scheme) == "azure" and _CONTAINER.fullmatch(place)
+    if ("@" in place or ":" in place) and not named_account:
         raise ValueError(
             f"{redacted(text)} has a user name or password in it: take it out and give credentials by the environment."
         )
