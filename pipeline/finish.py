@@ -62,6 +62,7 @@ class FinishedInput:
     """Thing segments that were merged from several tiles."""
     suspects: int
     missing_units: tuple[Unit, ...]
+    """Units that are quarantined as a whole."""
     commits: Mapping[Unit, str]
     """sha256 of each committed fragment."""
     empty_tiles: int
@@ -69,6 +70,8 @@ class FinishedInput:
     queries_used_mean: float
     stitch_seconds: float
     publish_seconds: float
+    failed_tiles: int = 0
+    """Tiles that are nodata because they failed, those of missing units included."""
     seam_counts: tuple[int, ...] = ()
     """The fields of ``seams``, as plain numbers that survive JSON."""
 
@@ -98,7 +101,7 @@ def finish_input(
 ) -> FinishedInput:
     """Join the committed units of one raster and publish its files. Calling it again gives the same bytes.
 
-    Units that are not committed are nodata in the result and listed in ``missing_units``.
+    Units that are not committed, and tiles that failed, are nodata in the result, never background.
     """
     map_large_blocks()
     release_unused()
@@ -121,11 +124,12 @@ def finish_input(
         joined.segments.suspects,
         tuple(unit for unit in plan.units() if unit not in fragments.commits),
         {unit: commit.sha256 for unit, commit in fragments.commits.items()},
-        _missing_tiles(joined, fragments),
+        _empty_tiles(joined, fragments),
         int(joined.queries_used.max(initial=0)),
         _mean(joined.queries_used),
         stitched - started,
         time.perf_counter() - stitched,
+        len(fragments.failed_tiles()),
         seams.counts,
     )
 
@@ -204,10 +208,10 @@ def _over_seams(joined: Joined, things: frozenset[int]) -> int:
     return int(np.count_nonzero((table.merged_from > 1) & np.isin(table.class_ids, list(things))))
 
 
-def _missing_tiles(joined: Joined, fragments: Fragments) -> int:
-    """Tiles of committed units that have no input."""
-    committed = sum(unit.count for unit in fragments.commits)
-    return committed - int(np.count_nonzero(joined.queries_used >= 0))
+def _empty_tiles(joined: Joined, fragments: Fragments) -> int:
+    """Tiles that have no input; those that failed are not among them."""
+    settled = len(fragments.grid) - len(fragments.failed_tiles())
+    return settled - int(np.count_nonzero(joined.queries_used >= 0))
 
 
 def _mean(queries_used: np.ndarray) -> float:
@@ -217,12 +221,11 @@ def _mean(queries_used: np.ndarray) -> float:
 
 def _tile_table(plan: RasterPlan, fragments: Fragments, joined: Joined) -> bytes:
     """tiles/<key>.parquet: one row per tile, row-major."""
-    tiles = list(plan.grid)
+    tiles, failed = list(plan.grid), fragments.failed_tiles()
     statuses = []
     for number in range(len(tiles)):
-        missing = plan.unit_of(number) not in fragments.commits
         empty = joined.queries_used[number] < 0
-        statuses.append("failed" if missing else "empty" if empty else "done")
+        statuses.append("failed" if number in failed else "empty" if empty else "done")
     table = pa.table(
         {
             "tile_id": pa.array(range(len(tiles)), pa.int32()),

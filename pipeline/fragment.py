@@ -275,15 +275,15 @@ class FragmentFile:
         )
 
     def core(self, tile_id: int, shape: tuple[int, int]) -> NDArray[np.unsignedinteger] | None:
-        """Core labels of a tile; None for a tile without input."""
+        """Core labels of a tile; None for a tile without input, or one that failed."""
         return self._array(tile_id, "core", shape)
 
     def strip(self, tile_id: int, side: Side, shape: tuple[int, int]) -> NDArray[np.unsignedinteger] | None:
-        """Labels of an overlap band; None for a tile without input."""
+        """Labels of an overlap band; None for a tile without input, or one that failed."""
         return self._array(tile_id, side, shape)
 
     def _array(self, tile_id: int, member: str, shape: tuple[int, int]) -> NDArray[np.unsignedinteger] | None:
-        itemsize = self._itemsize[tile_id]
+        itemsize = self._itemsize.get(tile_id, 0)
         if itemsize == 0:
             return None
         dtype: type[np.unsignedinteger] = np.uint16 if itemsize == 2 else np.uint32

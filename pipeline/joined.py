@@ -60,6 +60,14 @@ class Fragments:
         self._open[unit] = opened
         return opened
 
+    def failed_tiles(self) -> set[int]:
+        """Tiles that are missing though their unit is committed, and those of units that are not."""
+        missing = {tile for commit in self.commits.values() for tile in commit.failed_tiles}
+        for unit in self.plan.units():
+            if unit not in self.commits:
+                missing.update(unit.items)
+        return missing
+
     def damaged(self) -> list[Unit]:
         """Units whose fragment is not what was committed; reads every fragment once."""
         return [

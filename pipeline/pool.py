@@ -1,21 +1,20 @@
-"""Where workers run: threads of this process, or Ray actors. Both look the same to the driver."""
+"""Where workers run: threads of this process, processes of this machine, or Ray actors. All look the same."""
 
 from __future__ import annotations
 
-import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 from panoptile.pipeline.attempt import Attempt, UnitError, UnitReport
-from panoptile.pipeline.plan import Unit
+from panoptile.pipeline.replica import ReplicaBroken
 from panoptile.pipeline.worker import Worker, WorkerSpec
 
 IN_FLIGHT = 2
-"""Units handed to a worker at once: one holds the replica, the next one's first tiles are read."""
+"""Units handed to a worker at once: one holds the replica, the next one's first items are read."""
 
 
 class PoolError(RuntimeError):
@@ -24,9 +23,10 @@ class PoolError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a unit was not done."""
+    """Why an attempt was not done."""
 
     stage: str
+    """open, read, infer, encode, commit; ``worker`` where the worker died, ``timeout`` where it was killed."""
     error_type: str
     message: str
     traceback: str
@@ -37,26 +37,30 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came back of one unit."""
+    """What came back of one attempt: a report or a failure."""
 
-    unit: Unit
+    attempt: Attempt
     report: UnitReport | None
     failure: Failure | None
 
 
 class Pool(Protocol):
-    """A set of workers."""
+    """A set of workers. An attempt may be submitted where :meth:`room` says so."""
 
     def start(self) -> None:
         """Begin starting workers; returns once the first is ready. Raises :class:`PoolError`."""
         ...
 
-    def free(self) -> int:
-        """How many more units the ready workers may take now."""
+    def room(self, *, alone: bool = False, spare: bool = False) -> int:
+        """How many attempts the ready workers may take now.
+
+        ``alone``: attempts that need a worker for themselves. ``spare``: leave out the worker with the fewest
+        attempts, so that it becomes free for one that must run alone.
+        """
         ...
 
-    def submit(self, unit: Unit) -> None:
-        """Give a unit to the ready worker with the fewest units."""
+    def submit(self, attempt: Attempt, *, spare: bool = False) -> None:
+        """Give an attempt to the ready worker with the fewest; ``spare`` as in :meth:`room`."""
         ...
 
     def wait(self, timeout: float) -> list[Outcome]:
@@ -67,8 +71,11 @@ class Pool(Protocol):
         """Ready workers."""
         ...
 
-    def kill_overdue(self, seconds: float) -> list[Unit]:
-        """Kill the workers whose oldest unit runs longer than ``seconds``; returns those units."""
+    def kill_overdue(self) -> list[Attempt]:
+        """Kill the workers whose oldest attempt runs longer than it may; returns those attempts.
+
+        Their outcomes, and those of what ran beside them, come from :meth:`wait` as losses.
+        """
         ...
 
     def close(self) -> None: ...
@@ -76,79 +83,130 @@ class Pool(Protocol):
 
 def describe(error: BaseException, worker: str) -> Failure:
     """A failure record of an exception raised inside a worker."""
-    stage = error.stage if isinstance(error, UnitError) else "worker"
-    cause = error.__cause__ if isinstance(error, UnitError) and error.__cause__ is not None else error
-    text = "".join(traceback.format_exception(error))
-    return Failure(stage, type(cause).__name__, str(error), text, worker)
+    trace = "".join(traceback.format_exception(error))
+    if isinstance(error, UnitError):
+        cause = error.__cause__ or error
+        kind = error.error_type or type(cause).__name__
+        return Failure(error.stage, kind, str(error), error.trace or trace, worker)
+    lost = isinstance(error, ReplicaBroken)  # the pool replaces the worker
+    return Failure("worker", type(error).__name__, str(error), trace, worker, lost)
 
 
-@dataclass(slots=True)
-class _LocalWorker:
-    worker: Worker
-    threads: ThreadPoolExecutor
-    running: int = 0
+@dataclass
+class Seat:
+    """A worker as the pool sees it: what it was given, and since when."""
+
+    name: str
+    running: dict[Any, tuple[Attempt, float]] = field(default_factory=dict)
+    """By the pool's own ticket: the attempt, and when its turn began on the monotonic clock."""
+
+    def room(self) -> int:
+        if any(attempt.alone for attempt, _ in self.running.values()):
+            return 0
+        return max(0, IN_FLIGHT - len(self.running))
+
+    def overdue(self) -> Attempt | None:
+        """The oldest attempt, if it runs for longer than it may."""
+        if not self.running:
+            return None
+        attempt, since = min(self.running.values(), key=lambda item: item[1])
+        return attempt if time.monotonic() - since > attempt.seconds else None
+
+    def restart_clocks(self) -> None:
+        """The replica is free again: the time of what waited for it begins now."""
+        now = time.monotonic()
+        for ticket, (attempt, _) in self.running.items():
+            self.running[ticket] = (attempt, now)
+
+
+S = TypeVar("S", bound=Seat)
+
+
+def seats_with_room(seats: Sequence[S], *, alone: bool, spare: bool) -> list[S]:
+    """Ready seats that may take an attempt, the emptiest first."""
+    order = sorted(seats, key=lambda seat: len(seat.running))
+    if alone:
+        return [seat for seat in order if not seat.running]
+    return [seat for seat in order[1 if spare else 0 :] if seat.room() > 0]
+
+
+def total_room(seats: Sequence[S], *, alone: bool, spare: bool) -> int:
+    """Attempts that these seats may take."""
+    found = seats_with_room(seats, alone=alone, spare=spare)
+    return len(found) if alone else sum(seat.room() for seat in found)
+
+
+class _Threads(Seat):
+    """A worker and the threads that run its attempts."""
+
+    def __init__(self, name: str, worker: Worker) -> None:
+        super().__init__(name)
+        self.worker = worker
+        self.executor = ThreadPoolExecutor(IN_FLIGHT, name)
 
 
 class LocalPool:
-    """Workers as threads of this process: ``--local``, tests, machines without Ray."""
+    """Workers as threads of this process: for a store that no other process sees, and for tests.
+
+    A thread cannot be killed: what crashes ends the process, what hangs ends the run.
+    """
 
     def __init__(
         self, spec: WorkerSpec, count: int, make: Callable[[WorkerSpec, str], Worker] = Worker
     ) -> None:
         self._spec, self._count, self._make = spec, count, make
-        self._workers: list[_LocalWorker] = []
-        self._futures: dict[Future[UnitReport], tuple[Unit, _LocalWorker, float]] = {}
-        self._lock = threading.Lock()
+        self._seats: list[_Threads] = []
+        self._futures: dict[Future[UnitReport], _Threads] = {}
 
     def start(self) -> None:
         for i in range(self._count):
             name = f"local-{i}"
-            worker = self._make(self._spec, name)
-            self._workers.append(_LocalWorker(worker, ThreadPoolExecutor(IN_FLIGHT, name)))
+            self._seats.append(_Threads(name, self._make(self._spec, name)))
 
-    def free(self) -> int:
-        return sum(IN_FLIGHT - w.running for w in self._workers)
+    def room(self, *, alone: bool = False, spare: bool = False) -> int:
+        return total_room(self._seats, alone=alone, spare=spare)
 
     def size(self) -> int:
-        return len(self._workers)
+        return len(self._seats)
 
-    def submit(self, unit: Unit) -> None:
-        target = min(self._workers, key=lambda w: w.running)
-        target.running += 1
-        self._futures[target.threads.submit(target.worker.run, Attempt(unit, tolerant=True))] = (
-            unit,
-            target,
-            time.monotonic(),
-        )
+    def submit(self, attempt: Attempt, *, spare: bool = False) -> None:
+        seat = seats_with_room(self._seats, alone=attempt.alone, spare=spare)[0]
+        future = seat.executor.submit(seat.worker.run, attempt)
+        seat.running[future] = (attempt, time.monotonic())
+        self._futures[future] = seat
 
     def wait(self, timeout: float) -> list[Outcome]:
+        if not self._futures:
+            time.sleep(min(timeout, 0.05))
+            return []
         done, _ = wait(self._futures, timeout, FIRST_COMPLETED)
         outcomes = []
         for future in done:
-            unit, target, _ = self._futures.pop(future)
-            target.running -= 1
+            seat = self._futures.pop(future)
+            attempt, _since = seat.running.pop(future)
+            seat.restart_clocks()
             error = future.exception()
             if error is None:
-                outcomes.append(Outcome(unit, future.result(), None))
+                outcomes.append(Outcome(attempt, future.result(), None))
             elif isinstance(error, Exception):
-                outcomes.append(Outcome(unit, None, describe(error, target.worker.name)))
+                outcomes.append(Outcome(attempt, None, describe(error, seat.name)))
             else:
                 raise error
         return outcomes
 
-    def kill_overdue(self, seconds: float) -> list[Unit]:
-        now = time.monotonic()
-        late = [unit for unit, _, since in self._futures.values() if now - since > seconds]
-        if late:
-            raise PoolError(
-                f"Unit {late[0].id} has run for more than {seconds:.0f} s and a thread cannot be killed. "
-                "Run without --local, or allow more time."
-            )
+    def kill_overdue(self) -> list[Attempt]:
+        for seat in self._seats:
+            late = seat.overdue()
+            if late is not None:
+                raise PoolError(
+                    f"Unit {late.unit.id} has run for more than {late.seconds:.0f} s and a thread cannot be killed. "
+                    "Allow more time, or write to a folder or an object store instead of memory://."
+                )
         return []
 
     def close(self) -> None:
-        for w in self._workers:
-            w.threads.shutdown(wait=False, cancel_futures=True)
-            if w.running == 0:  # a worker in the middle of a unit may hang: it ends with the process
-                w.worker.close()
-        self._workers.clear()
+        for seat in self._seats:
+            seat.executor.shutdown(wait=False, cancel_futures=True)
+            if not seat.running:  # a worker in the middle of a unit may hang: it ends with the process
+                seat.worker.close()
+        self._seats.clear()

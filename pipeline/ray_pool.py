@@ -1,25 +1,38 @@
 """Workers as Ray actors: one GPU each where there are GPUs; the driver sees them as a pool.
 
 Actors restart by themselves (``max_restarts=-1``) and never retry a call (``max_task_retries=0``): retries
-belong to the driver, because only it knows what is committed.
+belong to the driver, because only it knows what is committed. The pool starts with the first actor that is ready,
+takes in late ones as they come, and survives those that are lost with their nodes.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from panoptile.pipeline.attempt import Attempt, UnitReport
-from panoptile.pipeline.plan import Unit
-from panoptile.pipeline.pool import IN_FLIGHT, Failure, Outcome, PoolError, describe
+from panoptile.pipeline.pool import (
+    IN_FLIGHT,
+    Failure,
+    Outcome,
+    PoolError,
+    Seat,
+    describe,
+    seats_with_room,
+    total_room,
+)
+from panoptile.pipeline.replica import ReplicaBroken
 from panoptile.pipeline.worker import THREAD_VARIABLES, Worker, WorkerSpec
 
 LOST = (RayActorError, ActorDiedError, ActorUnavailableError)
+GET_SECONDS = 60.0
+"""For small results that are known to be there."""
 
 
 class _WorkerActor:
@@ -31,8 +44,11 @@ class _WorkerActor:
     def ready(self) -> bool:
         return True
 
-    def run(self, unit: Unit) -> UnitReport:
-        return self._worker.run(Attempt(unit, tolerant=True))
+    def run(self, attempt: Attempt) -> UnitReport:
+        try:
+            return self._worker.run(attempt)
+        except ReplicaBroken:
+            os._exit(1)  # Ray starts the process again; the driver sees a lost worker
 
     def peak_rss_bytes(self) -> int:
         import resource
@@ -40,58 +56,70 @@ class _WorkerActor:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-@dataclass(slots=True)
-class _Actor:
-    name: str
-    handle: Any
-    ready: Any | None
-    """Reference that resolves once the actor has loaded its model; None when it has."""
-    running: dict[Any, tuple[Unit, float]] = field(default_factory=dict)
+class _Actor(Seat):
+    """An actor, and whether it is ready."""
+
+    def __init__(self, name: str, handle: Any) -> None:
+        super().__init__(name)
+        self.handle = handle
+        self.ready: Any | None = handle.ready.remote()
+        """Reference that resolves once the actor has loaded its model; None when it has."""
+
+    def expect_restart(self) -> None:
+        """It restarts by itself: no unit for it until it is ready again."""
+        if self.ready is None:
+            self.ready = self.handle.ready.remote()
 
 
 class RayPool:
     """``count`` actors with ``gpus`` GPUs each (0: CPU actors, from which GPUs are hidden)."""
 
-    def __init__(self, spec: WorkerSpec, count: int, gpus: float, start_timeout: float = 600.0) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        count: int,
+        gpus: float,
+        start_timeout: float = 600.0,
+        *,
+        accelerator_type: str | None = None,
+    ) -> None:
         self._spec, self._count, self._gpus, self._start_timeout = spec, count, gpus, start_timeout
+        self._accelerator_type = accelerator_type
         self._actors: list[_Actor] = []
 
     def start(self) -> None:
-        env = {name: str(self._spec.threads) for name in THREAD_VARIABLES} | {"OMP_WAIT_POLICY": "PASSIVE"}
-        if self._gpus == 0:
-            env["CUDA_VISIBLE_DEVICES"] = ""  # Ray does not hide GPUs from actors that ask for none
         actor_class: Any = ray.remote(_WorkerActor).options(
             num_gpus=self._gpus,
             num_cpus=1,
+            accelerator_type=self._accelerator_type,
             max_restarts=-1,
             max_task_retries=0,
             max_concurrency=IN_FLIGHT + 1,
-            runtime_env={"env_vars": env},
+            scheduling_strategy="SPREAD",
+            runtime_env={"env_vars": self._environment()},
         )
         for i in range(self._count):
             name = f"ray-{i}"
-            handle = actor_class.remote(self._spec, name)
-            self._actors.append(_Actor(name, handle, handle.ready.remote()))
-        waiting = [a.ready for a in self._actors]
-        done, _ = ray.wait(waiting, num_returns=1, timeout=self._start_timeout)
-        if not done:
-            self.close()
-            raise PoolError(
-                f"No replica was ready after {self._start_timeout:.0f} s: {self._count} actors with {self._gpus:g} "
-                f"GPU(s) and 1 CPU each were asked for. The cluster has {_resources()}."
-            )
-        self._welcome()
+            self._actors.append(_Actor(name, actor_class.remote(self._spec, name)))
+        until = time.monotonic() + self._start_timeout
+        while self.size() == 0:
+            left = until - time.monotonic()
+            if left <= 0:
+                self.close()
+                raise PoolError(self._pending())
+            ray.wait([a.ready for a in self._actors], num_returns=1, timeout=min(left, 5.0))
+            self._welcome()
 
-    def free(self) -> int:
+    def room(self, *, alone: bool = False, spare: bool = False) -> int:
         self._welcome()
-        return sum(IN_FLIGHT - len(a.running) for a in self._actors if a.ready is None)
+        return total_room(self._ready(), alone=alone, spare=spare)
 
     def size(self) -> int:
-        return sum(a.ready is None for a in self._actors)
+        return len(self._ready())
 
-    def submit(self, unit: Unit) -> None:
-        target = min((a for a in self._actors if a.ready is None), key=lambda a: len(a.running))
-        target.running[target.handle.run.remote(unit)] = (unit, time.monotonic())
+    def submit(self, attempt: Attempt, *, spare: bool = False) -> None:
+        seat = seats_with_room(self._ready(), alone=attempt.alone, spare=spare)[0]
+        seat.running[seat.handle.run.remote(attempt)] = (attempt, time.monotonic())
 
     def wait(self, timeout: float) -> list[Outcome]:
         refs = [ref for a in self._actors for ref in a.running]
@@ -103,15 +131,14 @@ class RayPool:
             done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         return [self._outcome(ref) for ref in done]
 
-    def kill_overdue(self, seconds: float) -> list[Unit]:
-        now = time.monotonic()
+    def kill_overdue(self) -> list[Attempt]:
         late = []
-        for a in self._actors:
-            oldest = min(a.running.values(), key=lambda item: item[1], default=None)
-            if oldest is not None and now - oldest[1] > seconds:
-                late.append(oldest[0])
+        for a in self._ready():
+            attempt = a.overdue()
+            if attempt is not None:
+                late.append(attempt)
                 ray.kill(a.handle, no_restart=False)
-                a.ready = a.handle.ready.remote()
+                a.expect_restart()
         return late
 
     def close(self) -> None:
@@ -121,55 +148,80 @@ class RayPool:
 
     def peak_rss_bytes(self) -> dict[str, int]:
         """Peak resident size of each worker process."""
-        refs = {a.name: a.handle.peak_rss_bytes.remote() for a in self._actors if a.ready is None}
+        refs = {a.name: a.handle.peak_rss_bytes.remote() for a in self._ready()}
         done, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=10) if refs else ([], [])
-        return {name: ray.get(ref, timeout=10) for name, ref in refs.items() if ref in done}
+        found = {}
+        for name, ref in refs.items():
+            if ref in done:
+                try:
+                    found[name] = ray.get(ref, timeout=GET_SECONDS)
+                except LOST:
+                    continue  # it died between its last unit and now: its size is of no use any more
+        return found
+
+    def _environment(self) -> dict[str, str]:
+        env = {name: str(self._spec.threads) for name in THREAD_VARIABLES} | {"OMP_WAIT_POLICY": "PASSIVE"}
+        if self._gpus == 0:
+            env["CUDA_VISIBLE_DEVICES"] = ""  # Ray does not hide GPUs from actors that ask for none
+        return env
+
+    def _ready(self) -> Sequence[_Actor]:
+        return [a for a in self._actors if a.ready is None]
+
+    def _pending(self) -> str:
+        """What was asked for and what there is, for a start that took too long."""
+        kind = f" of type {self._accelerator_type}" if self._accelerator_type else ""
+        return (
+            f"No replica was ready after {self._start_timeout:.0f} s: {self._count} actors, each with {self._gpus:g} "
+            f"GPU(s){kind} and 1 CPU, are pending. The cluster has {_resources(ray.cluster_resources())}; free are "
+            f"{_resources(ray.available_resources())}."
+        )
 
     def _welcome(self) -> None:
         """Take in actors that have become ready; late ones are used as they come."""
-        for a in self._actors:
-            if a.ready is None:
-                continue
-            done, _ = ray.wait([a.ready], timeout=0)
-            if not done:
-                continue
+        waiting = {a.ready: a for a in self._actors if a.ready is not None}
+        if not waiting:
+            return
+        done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
+        for ref in done:
+            a = waiting[ref]
             try:
-                ray.get(a.ready, timeout=10)
+                ray.get(ref, timeout=GET_SECONDS)
                 a.ready = None
+            except ActorUnavailableError:
+                a.ready = a.handle.ready.remote()  # it is being restarted, perhaps on another node
             except LOST as e:
-                if isinstance(e, ActorDiedError):
+                if "creation task" in str(e) or "__init__" in str(e):
                     raise PoolError(f"Replica {a.name} could not start: {e}") from e
                 a.ready = a.handle.ready.remote()
 
     def _outcome(self, ref: Any) -> Outcome:
         actor = next(a for a in self._actors if ref in a.running)
-        unit, _ = actor.running.pop(ref)
-        for other, (waiting, _) in list(actor.running.items()):  # its turn begins now: so does its time
-            actor.running[other] = (waiting, time.monotonic())
+        attempt, _ = actor.running.pop(ref)
+        actor.restart_clocks()
         try:
-            return Outcome(unit, ray.get(ref, timeout=60), None)
-        except LOST as e:
-            if actor.ready is None:
-                actor.ready = actor.handle.ready.remote()  # it restarts; no unit until it is ready again
-            return Outcome(unit, None, Failure("worker", type(e).__name__, str(e), "", actor.name, lost=True))
-        except RayTaskError as e:
-            cause = e.as_instanceof_cause()
+            return Outcome(attempt, ray.get(ref, timeout=GET_SECONDS), None)
+        except (*LOST, GetTimeoutError) as e:
+            actor.expect_restart()
             return Outcome(
-                unit, None, describe(e.cause if isinstance(e.cause, Exception) else cause, actor.name)
+                attempt, None, Failure("worker", type(e).__name__, str(e), "", actor.name, lost=True)
             )
+        except RayTaskError as e:
+            cause = e.cause if isinstance(e.cause, Exception) else e.as_instanceof_cause()
+            return Outcome(attempt, None, describe(cause, actor.name))
 
 
-def _resources() -> str:
-    found = ray.cluster_resources()
-    return f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs"
+def _resources(found: dict[str, float]) -> str:
+    kinds = sorted(k.split(":", 1)[1] for k in found if k.startswith("accelerator_type:"))
+    return f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs" + (
+        f" ({', '.join(kinds)})" if kinds else ""
+    )
 
 
 def start_ray(workers: int) -> tuple[int, bool]:
     """Connect to the Ray of this process, or start a small one; returns (GPUs, whether it was started here)."""
     started = not ray.is_initialized()
     if started:
-        import os
-
         os.environ.setdefault(
             "RAY_AUTH_MODE", "disabled"
         )  # a private cluster on loopback, gone with the process

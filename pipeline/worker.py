@@ -62,6 +62,7 @@ class Worker:
 
     def __init__(self, spec: WorkerSpec, name: str = "worker-0") -> None:
         bound_threads(spec.threads)
+        _preload()
         self.name = name
         self._store = open_store(spec.store_root)
         replica = spec.replica()
@@ -103,6 +104,14 @@ class Worker:
 
     def _open(self, key: str) -> UnitInput:
         return open_input(self._store.read_bytes(plan_key(key)), self._context)
+
+
+def _preload() -> None:
+    """Import what the first unit needs before the worker says that it is ready: a unit has a deadline."""
+    from panoptile.pipeline import raster_input  # noqa: F401
+    from panoptile.pipeline.fragment import encode_fragment
+
+    encode_fragment([])  # Arrow loads half of itself on first use
 
 
 def _already_done(unit: Unit, worker: str) -> UnitReport:
