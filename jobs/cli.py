@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from types import FrameType
 from typing import Annotated
 
 import typer
 
-from panoptile.jobs import commands
+from panoptile.jobs import commands, interrupt
 from panoptile.jobs.console import Console
 from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.interrupt import TERMINATED_EXIT, Terminated
 
 app = typer.Typer(
     name="panoptile",
@@ -26,16 +25,9 @@ for _register in commands.ALL:
     _register(app)
 
 
-_TERMINATED = 143
-
-
-class _Terminated(BaseException):
-    """SIGTERM."""
-
-
 def main() -> None:
     """Entry point: runs the command line and exits with the documented code."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    interrupt.install()
     try:
         ended = app(standalone_mode=False)  # the code of a typer.Exit comes back as a value
         code = ended if isinstance(ended, int) else int(Exit.DONE)
@@ -46,12 +38,12 @@ def main() -> None:
         code = e.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = int(Exit.INTERRUPTED)
-    except _Terminated:
-        code = _TERMINATED
+    except Terminated:
+        code = TERMINATED_EXIT
     except Exception as e:  # noqa: BLE001  (the outermost frame: every error must end in a sentence and a code)
         code = _usage_error(e)
-    if code in (int(Exit.INTERRUPTED), _TERMINATED):  # typer turns Ctrl-C into a plain exit code 130
-        Console().error("interrupted; what is done is kept. To go on, run the same command again.")
+    if code in (int(Exit.INTERRUPTED), TERMINATED_EXIT):  # typer turns Ctrl-C into a plain exit code 130
+        Console().error(interrupt.resume_line())
         sys.stdout.flush()
         os._exit(code)  # threads in the middle of a unit must not delay the end: nothing uncommitted counts
     sys.stdout.flush()
@@ -59,10 +51,6 @@ def main() -> None:
         sys.stderr.flush()
         os._exit(code)  # a hung unit's thread would be waited for without end
     sys.exit(code)
-
-
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
 
 
 def _usage_error(error: Exception) -> int:

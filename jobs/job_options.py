@@ -72,6 +72,48 @@ def with_job_options(run: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def with_recorded_job(run: Callable[..., None]) -> Callable[..., None]:
+    """A command ``run(out, changes, console, *, …)`` on a job that OUT holds.
+
+    All options of a job may be given; ``changes`` holds those that were, by flag or environment, and what is left
+    out stays as it was recorded.
+    """
+    own = [p for p in inspect.signature(run, eval_str=True).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+    def command(ctx: typer.Context, **given: Any) -> None:
+        console = Console(as_json=given.pop("as_json"), quiet=given.pop("quiet"))
+        extra = {p.name: given.pop(p.name) for p in own}
+        run(given.pop("out"), changes(given, ctx.get_parameter_source), console, **extra)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("ctx", keyword, annotation=typer.Context),
+        inspect.Parameter("out", keyword, annotation=opt.JobFolder),
+        *own,
+        *(
+            inspect.Parameter(name, keyword, annotation=_with_environment(name, kind), default=None)
+            for name, kind in opt.JOB.items()
+            if name != "out"
+        ),
+        inspect.Parameter("as_json", keyword, annotation=opt.Json, default=False),
+        inspect.Parameter("quiet", keyword, annotation=opt.Quiet, default=False),
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__ = run.__doc__
+    return command
+
+
+def changes(given: Mapping[str, Any], source_of: Callable[[str], Enum | None]) -> dict[str, Any]:
+    """The options that were given, by flag or environment, as the job's values. Raises :class:`JobError` (exit 2)."""
+    found = {}
+    for name, value in given.items():
+        source = source_of(name)
+        if source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT"):
+            found[name] = _parsed(name, value)
+    return found
+
+
 def variable(name: str) -> str:
     """The environment variable of an option: ``min_area`` -> ``PANOPTILE_MIN_AREA``."""
     return ENVIRONMENT_PREFIX + name.upper()
@@ -90,11 +132,10 @@ def resolve(given: dict[str, Any], source_of: Callable[[str], Enum | None]) -> R
         sources = []
     values: dict[str, Any] = dict(filed)
     origins: dict[str, Origin] = dict.fromkeys(filed, "job file")
-    for name, value in given.items():
+    for name, value in changes(given, source_of).items():
         source = source_of(name)
-        if source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT"):
-            values[name] = _parsed(name, value)
-            origins[name] = "flag" if source.name == "COMMANDLINE" else "environment"
+        values[name] = value
+        origins[name] = "flag" if source is not None and source.name == "COMMANDLINE" else "environment"
     if sources:
         values["sources"], origins["sources"] = tuple(sources), "flag"
     if "sources" not in values:

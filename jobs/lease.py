@@ -103,7 +103,8 @@ class Lease:
 
     def __init__(self, store: Store, epoch: int, token: str) -> None:
         self.epoch = epoch
-        self._store, self._token = store, token
+        self.token = token
+        self._store = store
         self._interval = min(5.0, patience() / BEATS_PER_PATIENCE)
         self._count = 0
         self._stop = threading.Event()
@@ -156,7 +157,7 @@ class Lease:
         self._put({"count": self._count})
 
     def _put(self, fields: dict[str, object]) -> None:
-        data = json.dumps({"token": self._token, **fields}).encode()
+        data = json.dumps({"token": self.token, **fields}).encode()
         self._store.put_bytes(beat_key(self.epoch), data)
 
 

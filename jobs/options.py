@@ -10,6 +10,7 @@ import typer
 Out = Annotated[
     str | None, typer.Option("-o", "--out", metavar="OUT", help="Output folder; made if it is not there.")
 ]
+JobFolder = Annotated[str, typer.Argument(metavar="OUT", help="Output folder of a job: what -o named.")]
 Model = Annotated[
     str,
     typer.Option(
@@ -136,6 +137,19 @@ AcceleratorType = Annotated[
     str | None,
     typer.Option("--accelerator-type", metavar="NAME", help="Ray's name of the GPUs, such as H100."),
 ]
+MaxPixels = Annotated[
+    float,
+    typer.Option("--max-pixels", metavar="N", help="Refuse a raster that declares more pixels."),
+]
+AllowDrivers = Annotated[
+    str | None,
+    typer.Option(
+        "--allow-drivers",
+        metavar="NAME,…",
+        help="GDAL drivers that may open an input; default: GTiff, PNG, JPEG, JP2OpenJPEG. Others are checked less: "
+        "name them for files that you trust.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No messages but errors.")]
 
@@ -186,11 +200,13 @@ JOB: Mapping[str, Any] = {
     "if_running": IfRunning,
     "start_timeout": StartTimeout,
     "accelerator_type": AcceleratorType,
+    "max_pixels": MaxPixels,
+    "allow_drivers": AllowDrivers,
 }
 """The options of a job by the names of JobSpec's fields, which give their defaults; in the order of --help."""
 
-NAME_LISTS = frozenset({"fuse", "classes", "exclude"})
-"""Options whose text is a list of class names."""
+NAME_LISTS = frozenset({"fuse", "classes", "exclude", "allow_drivers"})
+"""Options whose text is a list of names."""
 
 
 def names(option: str, text: str | None) -> tuple[str, ...]:
@@ -199,7 +215,7 @@ def names(option: str, text: str | None) -> tuple[str, ...]:
         return ()
     found = tuple(part.strip() for part in text.split(",") if part.strip())
     if not found:
-        raise ValueError(f"{option} wants class names separated by commas, got {text!r}.")
+        raise ValueError(f"{option.replace('_', '-')} wants names separated by commas, got {text!r}.")
     return found
 
 

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from panoptile.jobs.prepare import Prepared
-from panoptile.jobs.segment import Summary, worker_bytes, worker_count
+from panoptile.jobs.replicas import worker_bytes, worker_count
+from panoptile.jobs.results import listing
+from panoptile.jobs.seam_report import seam_line
+from panoptile.jobs.segment import Summary
 from panoptile.model.classes import ClassTable
 
 
@@ -90,25 +93,15 @@ def summary_fields(prepared: Prepared, summary: Summary) -> dict[str, Any]:
         "already_done": summary.already_done,
         "fingerprint": prepared.fingerprint,
         "metrics": summary.metrics,
-        "inputs": [
-            {
-                "uri": f.plan.info.uri,
-                "key": f.plan.info.key,
-                "assets": [a.key for a in f.assets],
-                "preview": f.preview,
-                "segments": f.segments,
-                "things_merged_over_seams": f.things_over_seams,
-                "suspects": f.suspects,
-                "missing_units": [u.id for u in f.missing_units],
-                "classes": {classes[c.class_id - 1].name: c.segments for c in f.counts},
-            }
-            for f in summary.inputs
-        ],
+        "inputs": [listing(f, classes) for f in summary.inputs],
+        "inputs_skipped": [{"uri": s.uri, "stage": s.stage, "message": s.message} for s in prepared.skipped],
     }
 
 
 def summary_text(prepared: Prepared, summary: Summary) -> str:
     """The table that ``segment`` ends with."""
+    if summary.skipped:
+        return f"skipped {summary.out}: another run of this job is at work on it"
     if summary.already_done:
         return f"done    {summary.out} holds the finished result of this very job; nothing was run"
     lines, out = [], near(summary.out)
@@ -124,7 +117,7 @@ def summary_text(prepared: Prepared, summary: Summary) -> str:
                 f"  {len(f.missing_units)} units are missing and nodata in the result: see deadletter.parquet"
             )
     m = summary.metrics
-    lines += ["", f"done    {_speed(m)}", *_saturation(m)]
+    lines += ["", f"done    {_speed(m)}", *filter(None, [seam_line(m["seams"])]), *_saturation(m)]
     return "\n".join(lines)
 
 

@@ -1,39 +1,60 @@
 """``panoptile segment``: run a prepared job to its end.
 
 Order of what is written: plan, unit commits, files of each input, classes, manifest, generation, and
-``_SUCCESS.json`` last: readers trust only that.
+``_SUCCESS.json`` last: readers trust only that. One run at a time works on a folder (the lease); what a killed run
+left is taken up by the next.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import resource
 import tempfile
-import time
-import uuid
-from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from panoptile.jobs import interrupt
 from panoptile.jobs.console import Console
+from panoptile.jobs.deadletter import dead_letter, rows_of_run
 from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.follow import Followed, LeaseLost, take_lease
+from panoptile.jobs.input_content import ContentHashes
+from panoptile.jobs.interrupt import TERMINATED_EXIT, Terminated
+from panoptile.jobs.job_status import write_totals
+from panoptile.jobs.lease import Lease
+from panoptile.jobs.metrics import job_metrics
 from panoptile.jobs.prepare import Prepared
+from panoptile.jobs.replicas import make_pool
+from panoptile.jobs.results import (
+    PUBLISHED_FOLDERS,
+    commits_of,
+    failed_items,
+    load_result,
+    manifest,
+    result_key,
+    save_result,
+    succeed,
+    withdraw_unlisted,
+)
+from panoptile.jobs.run_log import RunLog, earlier_runs
 from panoptile.jobs.spec import LAYOUT_VERSION
-from panoptile.jobs.state import cannot_write, finished_before, open_units, write_job
+from panoptile.jobs.state import Finished, finished_before, store_errors, write_job
+from panoptile.jobs.survey import Survey, open_units, survey, to_run
 from panoptile.pipeline import layout
-from panoptile.pipeline.driver import Policy, RunResult, TooManyFailures, run_units
+from panoptile.pipeline.attempt import UnitReport
+from panoptile.pipeline.commit import Commit
+from panoptile.pipeline.driver import Interrupted, Listener, TooManyFailures, run_units
+from panoptile.pipeline.fault_points import reach
 from panoptile.pipeline.finish import FinishedInput, Products, finish_input
 from panoptile.pipeline.memory import allocate_frugally
 from panoptile.pipeline.plan import RasterPlan, Unit
-from panoptile.pipeline.pool import Failure, LocalPool, Pool, PoolError
-from panoptile.pipeline.store import Store, open_store
-from panoptile.pipeline.worker import UnitReport, WorkerSpec
+from panoptile.pipeline.pool import Failure, PoolError
+from panoptile.pipeline.recovery import Policy
+from panoptile.pipeline.remote_uri import scheme_of
+from panoptile.pipeline.run_result import RunResult
+from panoptile.pipeline.store import Store, StoreUnreachable, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,71 +64,286 @@ class Summary:
     exit: Exit
     out: str
     inputs: tuple[FinishedInput, ...]
-    metrics: dict[str, object]
+    metrics: dict[str, Any]
     already_done: bool = False
+    """Nothing was run: the result was there, or another run made it."""
+    skipped: bool = False
+    """Another run of this job is at work, and --if-running skip asked to leave it alone."""
 
 
-def run_job(prepared: Prepared, console: Console) -> Summary:
-    """Run the job: returns a summary with exit code 0 or 3, or raises :class:`JobError`."""
+def run_job(prepared: Prepared, console: Console, *, retry_quarantined: bool = True) -> Summary:
+    """Run the job, or follow the run that is at work: a summary with exit code 0 or 3, or :class:`JobError`.
+
+    ``retry_quarantined=False`` leaves alone what an earlier run gave up.
+    """
     allocate_frugally()
-    store = open_store(prepared.spec.out)
-    started = time.perf_counter()
+    spec = prepared.spec
+    allowed = _allowed_failures(prepared)
+    store = open_store(spec.out)
+    interrupt.remember(store.root)
     model = (prepared.model.description, prepared.model.sha256)
-    try:
-        write_job(store, prepared.spec, prepared.fingerprint, model, prepared.plans)
-        todo = open_units(store, prepared.plans)
-    except OSError as e:
-        raise cannot_write(prepared.spec.out, e) from e
-    if not todo and (done := finished_before(store, prepared.fingerprint, prepared.plans)) is not None:
-        return Summary(done[0], store.root, (), done[1], already_done=True)
-    if len(todo) < prepared.units:
-        console.say(f"resume  {prepared.units - len(todo)} of {prepared.units} units are done already")
-    store.delete(layout.SUCCESS)
-    result, infer_wall, rss = _run_units(store, prepared, todo, console)
-    inputs = []
+    with store_errors(spec.out):
+        write_job(store, spec, prepared.fingerprint, model, prepared.uris)
+        done = _finished(store, prepared, retry_quarantined)
+    while done is None:
+        with store_errors(spec.out, started=True):
+            held = take_lease(store, spec.if_running, console, prepared.units)
+        if isinstance(held, Followed):
+            return _followed(store, prepared, held)
+        try:
+            return _Run(store, prepared, console, held, allowed, retry_quarantined).to_its_end()
+        except LeaseLost:
+            console.say("Another run has taken this one for dead and works on: following it.")
+            done = None
+    return done
+
+
+def _allowed_failures(prepared: Prepared) -> int:
+    """Units that may fail: what --max-failures allows of units and skipped inputs, less the skipped inputs."""
+    skipped = len(prepared.skipped)
+    allowed = prepared.spec.allowed_failures(prepared.units + skipped) - skipped
+    if allowed < 0:
+        raise JobError(
+            Exit.FAILED,
+            f"{skipped} inputs cannot be segmented, more than --max-failures {prepared.spec.max_failures} tolerates "
+            f"(a skipped input counts as one unit; there are {prepared.units} others). The first: "
+            f"{prepared.skipped[0].message}",
+        )
+    return allowed
+
+
+def _finished(store: Store, prepared: Prepared, retry_quarantined: bool) -> Summary | None:
+    """The result of an earlier run, where there is nothing left to do."""
+    found = survey(store, prepared.plans)
+    if to_run(store, found, retry_quarantined=retry_quarantined):
+        return None
+    done = _finished_as(store, prepared, found)
+    return None if done is None else _summary_of(store, prepared, found, done)
+
+
+def _finished_as(store: Store, prepared: Prepared, found: Survey) -> Finished | None:
+    units = {
+        u.id: found.commits[u.id].sha256 if u.id in found.commits else None
+        for plan in prepared.plans
+        for u in plan.units()
+    }
+    return finished_before(store, prepared.fingerprint, units)
+
+
+def _summary_of(store: Store, prepared: Prepared, found: Survey, done: Finished) -> Summary:
+    inputs = _known_results(store, prepared, found.commits)
+    return Summary(done.exit, store.root, tuple(inputs.values()), done.metrics, already_done=True)
+
+
+def _followed(store: Store, prepared: Prepared, held: Followed) -> Summary:
+    if held.skipped:
+        return Summary(held.exit, store.root, (), {}, already_done=True, skipped=True)
+    with store_errors(prepared.spec.out, started=True):
+        found = survey(store, prepared.plans)
+        done = _finished_as(store, prepared, found)
+        if done is None:
+            raise JobError(
+                Exit.FAILED,
+                f"The run that was followed has ended, but {store.root} is not what it made: run the command again.",
+            )
+        return _summary_of(store, prepared, found, done)
+
+
+def _known_results(
+    store: Store, prepared: Prepared, commits: Mapping[str, Commit]
+) -> dict[str, FinishedInput]:
+    """What is published already and still right, by the inputs' keys."""
+    records = store.read_all("_state/results")
+    sizes = {s.key: s.size for folder in PUBLISHED_FOLDERS for s in store.walk(folder)}
+    known = {}
     for plan in prepared.plans:
-        console.say(f"publish {plan.info.stem}")
-        inputs.append(_finish(store, prepared, plan))
-    metrics = _metrics(prepared, inputs, result, infer_wall, rss, time.perf_counter() - started)
-    code = Exit.QUARANTINED if result.dead else Exit.DONE
-    try:
-        _write_results(store, prepared, inputs, result, metrics, code)
-    except OSError as e:
-        raise cannot_write(prepared.spec.out, e) from e
-    return Summary(code, store.root, tuple(inputs), metrics)
+        data = records.get(result_key(plan.key))
+        result = load_result(data, plan, prepared.fingerprint, commits_of(plan, commits), sizes)
+        if result is not None:
+            known[plan.key] = result
+    return known
 
 
-# --- run -----------------------------------------------------------------------------------------------
+class _Run:
+    """The run that holds the lease."""
+
+    def __init__(
+        self,
+        store: Store,
+        prepared: Prepared,
+        console: Console,
+        lease: Lease,
+        allowed_failures: int,
+        retry_quarantined: bool,
+    ) -> None:
+        self._store, self._prepared, self._console = store, prepared, console
+        self._lease, self._allowed, self._retry = lease, allowed_failures, retry_quarantined
+        self._log = RunLog(store, f"{lease.epoch:08d}-{lease.token[:8]}")
+        lease.each_beat(self._log.save)
+
+    def to_its_end(self) -> Summary:
+        """Run; whatever happens, say in the store how it ended."""
+        out = self._prepared.spec.out
+        try:
+            with store_errors(out, started=True):
+                summary = self._work()
+        except LeaseLost:
+            raise
+        except JobError as e:
+            self._end(int(e.code), str(e))
+            raise
+        except KeyboardInterrupt:
+            self._end(int(Exit.INTERRUPTED), "interrupted")
+            raise
+        except Terminated:
+            self._end(TERMINATED_EXIT, "terminated")
+            raise
+        except BaseException as e:
+            self._end(int(Exit.INTERNAL), f"internal error: {type(e).__name__}: {e}")
+            raise
+        self._end(int(summary.exit), "")
+        return summary
+
+    def _end(self, code: int, message: str) -> None:
+        self._log.exit = code
+        try:
+            self._log.save()
+            self._lease.release(code, message)
+        except OSError as e:  # the run's own end counts more than the record of it
+            self._console.say(f"note    the end of this run could not be recorded: {e}")
+
+    def _work(self) -> Summary:
+        store, prepared = self._store, self._prepared
+        todo = open_units(store, prepared.plans, retry_quarantined=self._retry)
+        write_totals(store, units=prepared.units, items=prepared.tiles)
+        if not todo:
+            done = _finished(store, prepared, self._retry)  # another run may have made it meanwhile
+            if done is not None:
+                return done
+        if len(todo) < prepared.units:
+            self._console.say(
+                f"resume  {prepared.units - len(todo)} of {prepared.units} units are done already"
+            )
+        store.delete(layout.SUCCESS)
+        result, rss = self._segment(todo)
+        inputs = self._publish()
+        return self._conclude(inputs, result, rss)
+
+    # --- segment ---
+
+    def _segment(self, todo: list[Unit]) -> tuple[RunResult, dict[str, int]]:
+        """Run the open units and hash the inputs beside them."""
+        if not todo:
+            return RunResult(), {}
+        hashes = ContentHashes(self._store, self._prepared.plans)
+        hashes.start()
+        try:
+            self._log.segmenting(True)
+            return _run_units(
+                self._store, self._prepared, todo, self._allowed, self._log, self._hold, self._console
+            )
+        finally:
+            self._log.segmenting(False)
+            hashes.stop()
+
+    def _hold(self) -> None:
+        if self._lease.lost:
+            raise LeaseLost
+
+    # --- publish ---
+
+    def _publish(self) -> list[FinishedInput]:
+        store, prepared = self._store, self._prepared
+        commits = survey(store, prepared.plans).commits
+        known = _known_results(store, prepared, commits)
+        inputs = []
+        for plan in prepared.plans:
+            self._hold()
+            finished = known.get(plan.key)
+            if finished is None:
+                self._console.say(f"publish {plan.info.stem}")
+                reach("publish.input")
+                finished = _finish(store, prepared, plan)
+                save_result(store, finished, prepared.fingerprint)
+            inputs.append(finished)
+        return inputs
+
+    def _conclude(self, inputs: Sequence[FinishedInput], result: RunResult, rss: dict[str, int]) -> Summary:
+        """Classes, manifest, dead letter, metrics, generation, and _SUCCESS.json last."""
+        store, prepared = self._store, self._prepared
+        commits = survey(store, prepared.plans).commits
+        failed = failed_items(prepared.plans, commits)
+        missing = [u for f in inputs for u in f.missing_units]
+        code = Exit.QUARANTINED if missing or failed or prepared.skipped else Exit.DONE
+        if not self._lease.still_held():
+            raise LeaseLost
+        classes = json.dumps(prepared.model.classes.to_json(), indent=1).encode()
+        store.put_bytes(layout.CLASSES, classes)
+        withdraw_unlisted(store, inputs)
+        reach("manifest.before")
+        listed = manifest(inputs, {u.id for u in failed})
+        store.put_bytes(layout.MANIFEST, listed)
+        reach("manifest.after")
+        if code is Exit.QUARANTINED:
+            rows = rows_of_run(store, prepared, result, missing, failed)
+            store.put_bytes(layout.DEADLETTER, dead_letter(rows))
+        else:
+            store.delete(layout.DEADLETTER)  # of an earlier run whose failures are healed
+        self._log.exit = int(code)
+        quarantined = len(missing) + len(failed)
+        metrics = job_metrics(
+            prepared, inputs, self._log, earlier_runs(store, self._log.run), rss, quarantined
+        )
+        store.put_bytes(layout.METRICS, json.dumps(metrics, indent=1).encode())
+        success: dict[str, object] = {
+            "manifest_sha256": hashlib.sha256(listed).hexdigest(),
+            "classes_sha256": hashlib.sha256(classes).hexdigest(),
+            "fingerprint": prepared.fingerprint,
+            "inputs": len(inputs),
+            "inputs_skipped": len(prepared.skipped),
+            "units": prepared.units,
+            "units_quarantined": quarantined,
+            "segments": sum(f.segments for f in inputs),
+        }
+        reach("generation.before")
+        succeed(store, code, success)
+        return Summary(code, store.root, tuple(inputs), metrics)
 
 
 def _run_units(
-    store: Store, prepared: Prepared, todo: list[Unit], console: Console
-) -> tuple[RunResult, float, dict[str, int]]:
-    """Run the open units on a pool; returns the result, its wall time, and peak RSS per worker process."""
+    store: Store,
+    prepared: Prepared,
+    todo: list[Unit],
+    allowed_failures: int,
+    log: RunLog,
+    hold: Callable[[], None],
+    console: Console,
+) -> tuple[RunResult, dict[str, int]]:
+    """Run the open units on a pool; returns the result, and the peak RSS per worker process."""
     spec = prepared.spec
-    if not todo:
-        return RunResult(), 0.0, {}
-    policy = Policy(
-        attempts=spec.retries + 1,
-        max_failures=spec.allowed_failures(prepared.units),
-        unit_timeout=spec.unit_timeout,
-    )
+    policy = Policy(attempts=spec.retries + 1, max_failures=allowed_failures, unit_timeout=spec.unit_timeout)
     pool, stop = make_pool(prepared, len(todo))
     progress = console.progress(sum(unit.count for unit in todo))
 
+    def on_done(report: UnitReport) -> None:
+        log.add(report)
+        progress.advance(report.tiles)
+
     def on_retry(unit: Unit, failure: Failure) -> None:
+        log.retries += 1
         progress.fail()
         console.say(f"retry   {unit.id}: {failure.message}")
 
-    started = time.perf_counter()
+    listener = Listener(on_done=on_done, on_retry=on_retry, on_turn=hold)
     try:
         pool.start()
-        with progress:
-            result = run_units(pool, store, todo, policy, lambda r: progress.advance(r.tiles), on_retry)
+        with progress, interrupt.orderly() as asked:
+            result = run_units(pool, store, todo, policy, stop=asked, listener=listener, keep_reports=False)
         rss: dict[str, int] = getattr(pool, "peak_rss_bytes", dict)()
-        return result, time.perf_counter() - started, rss
-    except OSError as e:
-        raise cannot_write(spec.out, e) from e
+        return result, rss
+    except Interrupted as e:
+        console.say(str(e))
+        raise interrupt.stop() from e
     except PoolError as e:
         raise JobError(Exit.UNREACHABLE, f"{e} What is done is kept: run the same command to go on.") from e
     except TooManyFailures as e:
@@ -117,50 +353,7 @@ def _run_units(
         stop()
 
 
-def make_pool(prepared: Prepared, units: int):  # type: ignore[no-untyped-def]  # -> tuple[Pool, Callable]
-    """The pool that the job asks for, and what to call when it is over."""
-    spec = prepared.spec
-    worker = WorkerSpec(
-        spec.out, prepared.model.factory, spec.batch, prepared.model.channels, threads=spec.threads
-    )
-    if spec.local:
-        return LocalPool(worker, min(worker_count(prepared, 0), units)), lambda: None
-    import ray
-
-    from panoptile.pipeline.ray_pool import RayPool, start_ray
-
-    gpus, started = start_ray(spec.workers or 1)
-    count = min(worker_count(prepared, gpus), units)
-    pool: Pool = RayPool(worker, count, gpus=1 if gpus else 0)
-    return pool, ray.shutdown if started else lambda: None
-
-
-def worker_count(prepared: Prepared, gpus: int) -> int:
-    """--workers, else one per GPU, else as many as cores and memory allow."""
-    if prepared.spec.workers is not None:
-        return prepared.spec.workers
-    if gpus:
-        return gpus
-    cores = max(1, (psutil.cpu_count() or 1) // prepared.spec.threads)
-    memory = psutil.virtual_memory().available // max(1, worker_bytes(prepared))
-    return int(max(1, min(cores, memory)))
-
-
-def worker_bytes(prepared: Prepared) -> int:
-    """Estimated memory of one worker on a CPU.
-
-    A process with torch takes about 350 MB, the weights 4 bytes a parameter, activations about 1.4 kB per
-    pixel of the batch (1.4 GB measured at 1024² with Swin-T), and up to eight tiles wait in the queues.
-    """
-    spec = prepared.spec
-    pixels = spec.tile * spec.tile * spec.batch
-    base = 350 if prepared.model.parameters else 150
-    activations = 1400 * pixels if prepared.model.parameters else 16 * pixels
-    queues = 8 * pixels * (prepared.model.channels + 9)
-    return base * 2**20 + 4 * prepared.model.parameters + activations + queues
-
-
-# --- after ---------------------------------------------------------------------------------------------
+# --- one input -----------------------------------------------------------------------------------------
 
 
 def _finish(store: Store, prepared: Prepared, plan: RasterPlan) -> FinishedInput:
@@ -175,6 +368,8 @@ def _finish(store: Store, prepared: Prepared, plan: RasterPlan) -> FinishedInput
     _check_unchanged(plan)
     try:
         return finish_input(store, plan, prepared.model.classes, prepared.node_filter(plan), products, tags)
+    except StoreUnreachable:
+        raise
     except (OSError, ValueError) as e:
         raise JobError(
             Exit.FAILED,
@@ -186,6 +381,8 @@ def _finish(store: Store, prepared: Prepared, plan: RasterPlan) -> FinishedInput
 def _check_unchanged(plan: RasterPlan) -> None:
     """An input that was replaced while it was read would give a mixture: exit 4, and the next run redoes it."""
     info = plan.info
+    if scheme_of(info.uri) is not None:
+        return
     try:
         now = os.stat(info.uri)
     except FileNotFoundError as e:
@@ -196,155 +393,3 @@ def _check_unchanged(plan: RasterPlan) -> None:
         raise JobError(
             Exit.FAILED, f"{info.uri} was changed while it was read: run again to segment what it is now."
         )
-
-
-def _metrics(
-    prepared: Prepared,
-    inputs: list[FinishedInput],
-    result: RunResult,
-    infer_wall: float,
-    rss: dict[str, int],
-    wall: float,
-) -> dict[str, object]:
-    reports = result.reports
-    pixels = sum(r.pixels for r in reports)
-    used = [f.queries_used_max for f in inputs]
-    return {
-        "wall_seconds": wall,
-        "segment_seconds": infer_wall,
-        "pixels": pixels,
-        "mpx_per_second": pixels / 1e6 / infer_wall if infer_wall else 0.0,
-        "mpx_per_second_end_to_end": pixels / 1e6 / wall,
-        "read_seconds": sum(r.read_seconds for r in reports),
-        "infer_seconds": sum(r.infer_seconds for r in reports),
-        "encode_seconds": sum(r.encode_seconds for r in reports),
-        "stitch_seconds": sum(f.stitch_seconds for f in inputs),
-        "publish_seconds": sum(f.publish_seconds for f in inputs),
-        "busy_share": busy_shares(reports),
-        "peak_rss_bytes": {"driver": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, **rss},
-        "tiles": prepared.tiles,
-        "empty_tiles": sum(f.empty_tiles for f in inputs),
-        "units": prepared.units,
-        "units_run": len(reports),
-        "units_quarantined": len(result.dead),
-        "retries": result.retries,
-        "segments": sum(f.segments for f in inputs),
-        "things_merged_over_seams": sum(f.things_over_seams for f in inputs),
-        "suspects": sum(f.suspects for f in inputs),
-        "queries": {
-            "max": prepared.model.max_queries,
-            "used_max": max(used, default=0),
-            "used_mean": _weighted_mean(
-                [(f.queries_used_mean, len(f.plan.grid) - f.empty_tiles) for f in inputs]
-            ),
-        },
-    }
-
-
-def _weighted_mean(values: list[tuple[float, int]]) -> float:
-    weight = sum(w for _, w in values)
-    return sum(v * w for v, w in values) / weight if weight else 0.0
-
-
-def busy_shares(reports: list[UnitReport]) -> dict[str, float]:
-    """Share of the time between its first and last forward pass that each replica spent computing."""
-    by_worker: dict[str, list[UnitReport]] = defaultdict(list)
-    for r in reports:
-        if r.infer_seconds > 0:
-            by_worker[r.worker].append(r)
-    return {
-        name: sum(r.infer_seconds for r in group)
-        / (max(r.infer_ended for r in group) - min(r.infer_started for r in group))
-        for name, group in sorted(by_worker.items())
-    }
-
-
-def _write_results(
-    store: Store,
-    prepared: Prepared,
-    inputs: list[FinishedInput],
-    result: RunResult,
-    metrics: dict[str, object],
-    code: Exit,
-) -> None:
-    """Classes, manifest, metrics, generation, and _SUCCESS.json last."""
-    store.put_bytes(layout.CLASSES, json.dumps(prepared.model.classes.to_json(), indent=1).encode())
-    manifest = _manifest(inputs)
-    store.put_bytes(layout.MANIFEST, manifest)
-    if result.dead:
-        store.put_bytes("deadletter.parquet", _dead_letter(prepared, result))
-    else:
-        store.delete("deadletter.parquet")  # of an earlier run whose failures are healed
-    store.put_bytes(layout.METRICS, json.dumps(metrics, indent=1).encode())
-    run = {"metrics": metrics, "units": [asdict(r) for r in result.reports]}
-    store.put_bytes(layout.run_key(uuid.uuid4().hex), json.dumps(run).encode())
-    digest = hashlib.sha256(manifest).hexdigest()
-    generation = 1 + len(store.keys("_state/generations"))
-    record = json.dumps({"manifest_sha256": digest, "fingerprint": prepared.fingerprint}).encode()
-    while not store.put_if_absent(layout.generation_key(generation), record):
-        generation += 1
-    success = {
-        "exit": int(code),
-        "generation": generation,
-        "manifest_sha256": digest,
-        "fingerprint": prepared.fingerprint,
-        "inputs": len(inputs),
-        "units": prepared.units,
-        "units_quarantined": len(result.dead),
-        "segments": sum(f.segments for f in inputs),
-    }
-    store.put_bytes(layout.SUCCESS, json.dumps(success, indent=1).encode())
-
-
-def _manifest(inputs: list[FinishedInput]) -> bytes:
-    """manifest.parquet: a row per unit and per published file; the same bytes for the same results."""
-    rows: list[dict[str, object]] = []
-    for f in inputs:
-        key, uri = f.plan.info.key, f.plan.info.uri
-        for unit in f.plan.units():
-            digest = f.commits.get(unit)
-            status = "done" if digest else "quarantined"
-            rows.append(_manifest_row("unit", unit.id, key, uri, digest, None, status))
-        for asset in f.assets:
-            rows.append(_manifest_row("asset", asset.key, key, uri, asset.sha256, asset.size, "done"))
-    schema = pa.schema(
-        [(n, pa.string()) for n in ("kind", "name", "input", "source_uri", "sha256")]
-        + [("bytes", pa.int64()), ("status", pa.string())]
-    )
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema), sink, compression="zstd")
-    return sink.getvalue()
-
-
-def _manifest_row(
-    kind: str, name: str, key: str, uri: str, sha256: str | None, size: int | None, status: str
-) -> dict[str, object]:
-    return {
-        "kind": kind,
-        "name": name,
-        "input": key,
-        "source_uri": uri,
-        "sha256": sha256,
-        "bytes": size,
-        "status": status,
-    }
-
-
-def _dead_letter(prepared: Prepared, result: RunResult) -> bytes:
-    uris = {plan.info.key: plan.info.uri for plan in prepared.plans}
-    rows = [
-        {
-            "unit": unit.id,
-            "source_uri": uris[unit.key],
-            "stage": failure.stage,
-            "error_type": failure.error_type,
-            "message": failure.message,
-            "traceback": failure.traceback,
-            "attempts": prepared.spec.retries + 1,
-            "worker": failure.worker,
-        }
-        for unit, failure in sorted(result.dead.items())
-    ]
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), sink, compression="zstd")
-    return sink.getvalue()

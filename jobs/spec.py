@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from panoptile.pipeline.gdal_env import SKIPPED_DRIVERS
+from panoptile.pipeline.remote_uri import needs_one_process
 from panoptile.pipeline.terms import Compression, Precision, Task
 
 IfRunning = Literal["attach", "skip", "fail"]
@@ -65,6 +67,10 @@ class JobSpec:
     """Seconds until the first replica must be ready."""
     accelerator_type: str | None = None
     """Ray's name of the GPUs to use, such as H100."""
+    max_pixels: float = 1e12
+    """A raster that declares more is taken for a bomb."""
+    allow_drivers: tuple[str, ...] = ()
+    """GDAL drivers that may open an input; empty: those of gdal_env.ALLOWED_DRIVERS."""
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -96,6 +102,18 @@ class JobSpec:
             raise ValueError(f"--start-timeout must be positive seconds, got {self.start_timeout}.")
         if self.accelerator_type is not None and self.local:
             raise ValueError("--accelerator-type chooses nodes of a Ray cluster: leave it out with --local.")
+        if not 1 <= self.max_pixels < math.inf:
+            raise ValueError(f"--max-pixels must be a number of pixels from 1, got {self.max_pixels}.")
+        pointing = sorted({d.upper() for d in self.allow_drivers} & set(SKIPPED_DRIVERS))
+        if pointing:
+            raise ValueError(
+                f"--allow-drivers cannot allow {', '.join(pointing)}: such files name other files or hosts, which "
+                "would be read."
+            )
+        if needs_one_process(self.out) and not self.local:
+            raise ValueError(
+                f"{self.out} is the memory of one process: add --local, or choose another place."
+            )
         if not 0 < self.unit_timeout < math.inf:
             raise ValueError(f"--timeout-unit must be positive seconds, got {self.unit_timeout}.")
         if self.compression not in ("zstd", "deflate"):

@@ -1,17 +1,16 @@
-"""What an output folder says of its job: written before a run, read to attach, resume or refuse.
-
-The order matters: a folder whose units are about to be redone loses ``_SUCCESS.json`` first, so that no reader
-and no later run takes the old result for the new one.
-"""
+"""What an output folder says of its job: written before a run, read to attach, resume or refuse."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,8 +19,9 @@ import pyarrow.parquet as pq
 from panoptile.jobs.exits import Exit, JobError, invalid
 from panoptile.jobs.spec import LAYOUT_VERSION, JobSpec
 from panoptile.pipeline import layout
-from panoptile.pipeline.joined import read_commit
-from panoptile.pipeline.plan import RasterPlan, Unit
+from panoptile.pipeline.fault_points import reach
+from panoptile.pipeline.redaction import redacted_json
+from panoptile.pipeline.remote_uri import scheme_of
 from panoptile.pipeline.store import Store, StoreUnreachable
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -29,7 +29,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def is_unstarted(store: Store) -> bool:
     """True where a run began to make the folder and got no further than its staging area."""
-    begun = ("_state/tmp/", "_state/probe/")
+    begun = ("_state/tmp/", "_state/probe/", "_state/attempts/", "_state/submission.json")
     return store.entries() == ["_state"] and all(s.key.startswith(begun) for s in store.walk("_state"))
 
 
@@ -49,7 +49,7 @@ def check_same_job(store: Store, fingerprint: str, fields: dict[str, object], ur
             f"{store.root} holds another job: {', '.join(changed) or 'another version'} differ"
             f"{'s' if len(changed) == 1 else ''}. Use the same options, or another folder with -o.",
         )
-    if other["inputs"] != uris:
+    if other["inputs"] != redacted_json(uris):
         raise JobError(
             Exit.OTHER_JOB,
             f"{store.root} holds a job over other sources ({len(other['inputs'])} then, {len(uris)} now). "
@@ -67,59 +67,65 @@ def read_json(store: Store, key: str) -> dict[str, Any] | None:
 
 
 def write_job(
-    store: Store, spec: JobSpec, fingerprint: str, model: tuple[str, str], plans: Iterable[RasterPlan]
+    store: Store, spec: JobSpec, fingerprint: str, model: tuple[str, str], uris: Sequence[str]
 ) -> None:
-    """Claim the folder for this job, once: of two jobs that start together the second is refused."""
-    uris = [plan.info.uri for plan in plans]
+    """Claim the folder for this job, once: of two jobs that start together the second is refused.
+
+    ``uris`` are all inputs that the job names, those too that are skipped because they are invalid.
+    """
     description, sha256 = model
     fields = spec.fingerprint_fields(sha256)
     job = {
         "fingerprint": fingerprint,
         "fields": fields,
-        "inputs": uris,
-        "spec": spec.to_json(),
+        "inputs": list(uris),
+        "spec": {**absolute_paths(spec).to_json(), "out": store.root},
         "model": {"description": description, "sha256": sha256},
         "versions": {name: version(name) for name in ("panoptile", "torch", "rasterio", "numpy", "pyarrow")},
         "layout_version": LAYOUT_VERSION,
     }
-    if not store.put_if_absent(layout.JOB, json.dumps(job, indent=1).encode()):
-        check_same_job(store, fingerprint, fields, uris)
+    data = json.dumps(redacted_json(job), indent=1).encode()
+    if not store.put_if_absent(layout.JOB, data):
+        check_same_job(store, fingerprint, fields, list(uris))
+    reach("job.written")
 
 
-def open_units(store: Store, plans: Iterable[RasterPlan]) -> list[Unit]:
-    """Write the plans and return the units that are not done; what is stale is withdrawn first.
-
-    A unit is done where its commit can be read and its fragment has the committed size. An input that changed
-    since, or a plan that cannot be read, opens all units of that input again.
-    """
-    stale = [
-        plan for plan in plans if store.exists(layout.plan_key(plan.info.key)) and not _is_stored(store, plan)
-    ]
-    todo = [u for plan in plans for u in plan.units() if plan in stale or read_commit(store, u) is None]
-    if todo:
-        store.delete(layout.SUCCESS)
-    for unit in todo:
-        store.delete(layout.commit_key(unit))
-    for plan in plans:
-        if not _is_stored(store, plan):
-            store.put_bytes(layout.plan_key(plan.info.key), plan.to_json())
-    return todo
+def absolute_paths(spec: JobSpec) -> JobSpec:
+    """The job with all local paths absolute, so that it can be resumed from anywhere."""
+    model = spec.model
+    if model.startswith("echo:"):
+        model = "echo:" + ",".join(map(_absolute, model.removeprefix("echo:").split(",")))
+    elif Path(model).expanduser().exists() and model != "builtin":
+        model = _absolute(model)
+    return dataclasses.replace(
+        spec,
+        sources=tuple(map(_absolute, spec.sources)),
+        model=model,
+        labels=None if spec.labels is None else _absolute(spec.labels),
+        aoi=None if spec.aoi is None else _absolute(spec.aoi),
+    )
 
 
-def _is_stored(store: Store, plan: RasterPlan) -> bool:
-    try:
-        return store.read_bytes(layout.plan_key(plan.info.key)) == plan.to_json()
-    except FileNotFoundError:
-        return False
+def _absolute(path: str) -> str:
+    return path if scheme_of(path) is not None else str(Path(path).expanduser().absolute())
 
 
-def finished_before(
-    store: Store, fingerprint: str, plans: Iterable[RasterPlan]
-) -> tuple[Exit, dict[str, Any]] | None:
-    """(exit code, metrics) of an earlier, complete run of this very job; None where anything is missing.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finished:
+    """A complete, earlier run of this very job."""
 
-    Complete: ``_SUCCESS.json`` names this job and this manifest, the manifest's units are those that are committed
-    now, and every published file is there in its size. ``verify`` is what reads all bytes again.
+    exit: Exit
+    metrics: dict[str, Any]
+    rows: list[dict[str, Any]]
+    """Of the manifest."""
+
+
+def finished_before(store: Store, fingerprint: str, units: Mapping[str, str | None]) -> Finished | None:
+    """An earlier, complete run of this very job; None where anything is missing.
+
+    Complete: ``_SUCCESS.json`` names this job and this manifest, the manifest's units are ``units`` (unit id to the
+    sha256 of its committed fragment, or None), and every published file is there in its size. ``verify`` is what
+    reads all bytes again. A few listings, whatever the number of units.
     """
     success, metrics = read_json(store, layout.SUCCESS), read_json(store, layout.METRICS)
     if success is None or metrics is None or success.get("fingerprint") != fingerprint:
@@ -131,26 +137,36 @@ def finished_before(
         rows = pq.read_table(io.BytesIO(manifest)).to_pylist()
     except (FileNotFoundError, pa.ArrowInvalid):
         return None
-    committed = {}
-    for plan in plans:
-        for unit in plan.units():
-            commit = read_commit(store, unit)
-            committed[unit.id] = None if commit is None else commit.sha256
-    if committed != {row["name"]: row["sha256"] for row in rows if row["kind"] == "unit"}:
+    if dict(units) != {row["name"]: row["sha256"] for row in rows if row["kind"] == "unit"}:
         return None
-    assets = [row for row in rows if row["kind"] == "asset"]
-    if not all(store.exists(row["name"]) and store.size(row["name"]) == row["bytes"] for row in assets):
+    sizes = {s.key: s.size for top in ("rasters", "segments", "video") for s in store.walk(top)}
+    if any(sizes.get(row["name"]) != row["bytes"] for row in rows if row["kind"] == "asset"):
         return None
-    return Exit(int(success.get("exit", 0))), metrics
+    return Finished(Exit(int(success.get("exit", 0))), metrics, rows)
 
 
-def cannot_write(out: str, error: OSError) -> JobError:
-    """The sentence for a store that refuses a write: exit 6 for an object store, 4 on a full disk, else 2."""
+@contextlib.contextmanager
+def store_errors(out: str, *, started: bool = False) -> Iterator[None]:
+    """Turn what the store raises into one sentence with the documented exit code."""
+    try:
+        yield
+    except OSError as e:
+        raise cannot_write(out, e, started=started) from e
+
+
+def cannot_write(out: str, error: OSError, *, started: bool = False) -> JobError:
+    """The sentence for a store that refuses a write: exit 6 for an object store, 4 on a full disk or once units
+    have run, else 2."""
     if isinstance(error, StoreUnreachable):
         return JobError(Exit.UNREACHABLE, f"{error.strerror}.")
     if error.errno in FULL:
         return JobError(
             Exit.FAILED,
             f"Cannot write to {out}: {error.strerror}. Free some space and run the same command again.",
+        )
+    if started:
+        return JobError(
+            Exit.FAILED,
+            f"Cannot write to {out}: {error}. What is done is kept: run the same command to go on.",
         )
     return invalid(f"Cannot write to {out}: {error}. Choose another folder with -o.")

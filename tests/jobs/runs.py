@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -14,12 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from panoptile.jobs import replicas
 from panoptile.jobs.console import Console
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.segment import Summary, run_job
 from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline import gdal_env, layout
 from panoptile.pipeline.plan import RasterPlan, Unit
+from panoptile.pipeline.pool import LocalPool
 from panoptile.pipeline.store import Store
 
 gdal_env.configure()  # before rasterio
@@ -81,8 +84,27 @@ def _write(path: Path, bands: NDArray[np.generic]) -> None:
         dst.write(bands)
 
 
-def run(files: WorldFiles, out: Path, *, shuffle: int | None = None, **options: object) -> Summary:
-    """Run a job over the world; ``shuffle`` seeds a random order of the units."""
+@contextlib.contextmanager
+def threads() -> Iterator[None]:
+    """Replicas of --local as threads of this process: they start at once, and a test can patch what they run."""
+    with mock.patch.object(replicas, "ProcessPool", LocalPool):
+        yield
+
+
+def run(
+    files: WorldFiles, out: Path, *, shuffle: int | None = None, processes: bool = False, **options: object
+) -> Summary:
+    """Run a job over the world.
+
+    Args:
+        shuffle: seeds a random order of the units.
+        processes: replicas are processes, as for a user; else threads.
+    """
+    with contextlib.nullcontext() if processes else threads():
+        return _run(files, out, shuffle, options)
+
+
+def _run(files: WorldFiles, out: Path, shuffle: int | None, options: dict[str, object]) -> Summary:
     fields: dict[str, object] = {
         "model": files.model,
         "labels": str(files.table),
@@ -95,10 +117,10 @@ def run(files: WorldFiles, out: Path, *, shuffle: int | None = None, **options: 
     if shuffle is None:
         return run_job(prepared, console)
     from panoptile.jobs import segment
-    from panoptile.jobs.state import open_units as real
+    from panoptile.jobs.survey import open_units as real
 
-    def shuffled(store: Store, plans: Iterable[RasterPlan]) -> list[Unit]:
-        units = real(store, plans)
+    def shuffled(store: Store, plans: Sequence[RasterPlan], *, retry_quarantined: bool) -> list[Unit]:
+        units = real(store, plans, retry_quarantined=retry_quarantined)
         random.Random(shuffle).shuffle(units)
         return units
 

@@ -1,0 +1,117 @@
+"""``panoptile gc``: remove what killed runs left behind. Nothing that is committed or published is ever touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from panoptile.jobs.exits import Exit, JobError, invalid
+from panoptile.jobs.lease import Ending, Observer, beat_key, highest_epoch, lease_key
+from panoptile.jobs.state import read_json
+from panoptile.jobs.survey import read_commits
+from panoptile.pipeline import layout
+from panoptile.pipeline.store import Store
+
+Kind = Literal["fragment", "staged file", "attempt", "probe", "old lease"]
+
+_STAGING: dict[str, Kind] = {
+    "_state/tmp": "staged file",
+    "_state/attempts": "attempt",
+    "_state/probe": "probe",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A file that nothing refers to."""
+
+    kind: Kind
+    key: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What was, or would be, removed."""
+
+    orphans: tuple[Orphan, ...]
+    dry_run: bool
+
+    @property
+    def bytes(self) -> int:
+        return sum(o.size for o in self.orphans)
+
+    def to_json(self) -> dict[str, Any]:
+        orphans = [{"kind": o.kind, "key": o.key, "bytes": o.size} for o in self.orphans]
+        return {"dry_run": self.dry_run, "bytes": self.bytes, "orphans": orphans}
+
+
+def orphans(store: Store) -> list[Orphan]:
+    """What nothing refers to. Raises :class:`JobError` (2) for a folder without a job, ``OSError`` of the store.
+
+    A commit that cannot be read keeps all fragments of its unit: what it named is not known.
+    """
+    if read_json(store, layout.JOB) is None:
+        raise invalid(f"{store.root} holds no job of panoptile: there is no readable {layout.JOB}.")
+    found = [
+        Orphan(kind, stored.key, stored.size)
+        for folder, kind in _STAGING.items()
+        for stored in store.walk(folder)
+    ]
+    found += _old_leases(store)
+    fragments = list(
+        store.walk("_state/data")
+    )  # before the commits: what is committed meanwhile is seen then
+    commits = read_commits(store)
+    committed = {c.fragment for c in commits.values() if c is not None}
+    unclear = tuple(
+        f"_state/data/{key.rsplit('/', 1)[-1].removesuffix('.json')}-"
+        for key, commit in commits.items()
+        if commit is None
+    )
+    found += [
+        Orphan("fragment", f.key, f.size)
+        for f in fragments
+        if f.key not in committed and not f.key.startswith(unclear)
+    ]
+    return found
+
+
+def _old_leases(store: Store) -> Iterator[Orphan]:
+    newest = highest_epoch(store)
+    kept = {lease_key(newest), beat_key(newest)}
+    for folder in ("_state/lease", "_state/beat"):
+        for stored in store.walk(folder):
+            if stored.key not in kept:
+                yield Orphan("old lease", stored.key, stored.size)
+
+
+def collect(store: Store, *, dry_run: bool) -> Collected:
+    """Remove the orphans, holding the lease meanwhile. Raises :class:`JobError` (5) beside a live run."""
+    if dry_run:
+        return Collected(tuple(orphans(store)), dry_run=True)
+    from panoptile.jobs.console import Console
+    from panoptile.jobs.follow import Followed, take_lease
+
+    orphans(store)  # a folder without a job is refused before anything is written
+    before = Observer(store).look().ending or Ending(int(Exit.INTERRUPTED), "")
+    held = take_lease(store, "fail", Console(quiet=True), 0)
+    if isinstance(held, Followed):
+        raise JobError(Exit.OTHER_JOB, f"A run works on {store.root}: collect when it is over.")
+    try:
+        found = orphans(store)
+        for orphan in found:
+            if not held.lost:
+                store.delete(orphan.key)
+    finally:
+        held.release(before.exit, before.message)  # to who looks, the job stands as it stood
+    return Collected(tuple(found), dry_run=False)
+
+
+def collected_text(store: Store, collected: Collected) -> str:
+    """What ``gc`` prints."""
+    lines = [f"{o.kind:<14} {store.uri(o.key)} {o.size:,} bytes" for o in collected.orphans]
+    verb = "would remove" if collected.dry_run else "removed"
+    lines.append(f"{verb} {len(collected.orphans):,} files, {collected.bytes / 1e6:,.1f} MB")
+    return "\n".join(lines)

@@ -1,0 +1,76 @@
+"""How many replicas a job gets, and where they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psutil
+
+from panoptile.jobs import interrupt
+from panoptile.jobs.exits import Exit, JobError, invalid
+from panoptile.jobs.prepare import Prepared
+from panoptile.pipeline.pool import LocalPool, Pool
+from panoptile.pipeline.process_pool import ProcessPool
+from panoptile.pipeline.remote_uri import needs_one_process
+from panoptile.pipeline.worker import WorkerSpec
+
+
+def make_pool(prepared: Prepared, units: int) -> tuple[Pool, Callable[[], None]]:
+    """The pool that the job asks for, and what to call when it is over. Raises :class:`JobError`."""
+    spec = prepared.spec
+    worker = WorkerSpec(
+        spec.out, prepared.model.factory, spec.batch, prepared.model.channels, threads=spec.threads
+    )
+    if needs_one_process(spec.out):
+        if not spec.local:
+            raise invalid(f"{spec.out} is seen by this process alone: write to it with --local.")
+        return LocalPool(worker, min(worker_count(prepared, 0), units)), lambda: None
+    if spec.local:
+        return ProcessPool(worker, min(worker_count(prepared, 0), units)), lambda: None
+    import ray
+
+    from panoptile.pipeline.ray_connection import connect_ray
+    from panoptile.pipeline.ray_pool import RayPool
+
+    try:
+        found = connect_ray(spec.workers or 1)
+    except ConnectionError as e:
+        raise JobError(Exit.UNREACHABLE, f"{e}.") from e
+    interrupt.reinstall()
+    cpus = None if found.private else found.cpus
+    count = min(worker_count(prepared, found.gpus, cpus), units)
+    pool: Pool = RayPool(
+        worker,
+        count,
+        gpus=1 if found.gpus or spec.accelerator_type else 0,
+        start_timeout=spec.start_timeout,
+        accelerator_type=spec.accelerator_type,
+    )
+    return pool, ray.shutdown if found.opened else lambda: None
+
+
+def worker_count(prepared: Prepared, gpus: int, cpus: int | None = None) -> int:
+    """--workers, else one per GPU, else one per CPU of a cluster, else as many as cores and memory allow here."""
+    if prepared.spec.workers is not None:
+        return prepared.spec.workers
+    if gpus:
+        return gpus
+    if cpus is not None:
+        return max(1, cpus // prepared.spec.threads)
+    cores = max(1, (psutil.cpu_count() or 1) // prepared.spec.threads)
+    memory = psutil.virtual_memory().available // max(1, worker_bytes(prepared))
+    return int(max(1, min(cores, memory)))
+
+
+def worker_bytes(prepared: Prepared) -> int:
+    """Estimated memory of one worker on a CPU.
+
+    A process with torch takes about 350 MB, the weights 4 bytes a parameter, activations about 1.4 kB per
+    pixel of the batch (1.4 GB measured at 1024² with Swin-T), and up to eight tiles wait in the queues.
+    """
+    spec = prepared.spec
+    pixels = spec.tile * spec.tile * spec.batch
+    base = 350 if prepared.model.parameters else 150
+    activations = 1400 * pixels if prepared.model.parameters else 16 * pixels
+    queues = 8 * pixels * (prepared.model.channels + 9)
+    return base * 2**20 + 4 * prepared.model.parameters + activations + queues

@@ -1,0 +1,170 @@
+"""``panoptile verify``: read every byte again and compare it with what was promised. Needs the store alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from panoptile.jobs.exits import Exit, invalid
+from panoptile.jobs.results import PUBLISHED_FOLDERS, highest_generation
+from panoptile.jobs.state import read_json
+from panoptile.jobs.survey import read_commits
+from panoptile.pipeline import layout
+from panoptile.pipeline.commit import Commit
+from panoptile.pipeline.store import Store
+
+READERS = 8
+"""Files that are read at once: a store far away answers slowly, not little."""
+
+Kind = Literal["fragment", "commit", "file", "manifest", "classes", "success", "generation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """One thing that is not what it should be."""
+
+    kind: Kind
+    name: str
+    """Key in the store."""
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was read, and what was wrong with it."""
+
+    files: int
+    """Published files that were read."""
+    fragments: int
+    bytes: int
+    finished: bool
+    """False where no run has finished: there is nothing published to compare."""
+    mismatches: tuple[Mismatch, ...]
+
+    @property
+    def exit(self) -> Exit:
+        return Exit.MISMATCH if self.mismatches else Exit.DONE
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "exit": int(self.exit)}
+
+
+def verify(store: Store) -> Verified:
+    """Read all that is committed and published. Raises :class:`JobError` (2) for a folder without a job, ``OSError``."""
+    if read_json(store, layout.JOB) is None:
+        raise invalid(f"{store.root} holds no job of panoptile: there is no readable {layout.JOB}.")
+    commits = read_commits(store)
+    found = [Mismatch("commit", key, "cannot be read as a commit") for key, c in commits.items() if c is None]
+    whole = [c for c in commits.values() if c is not None]
+    fragments = [(c.fragment, c.sha256, c.size) for c in whole]
+    success = read_json(store, layout.SUCCESS)
+    rows: list[dict[str, Any]] = []
+    if success is not None:
+        rows, wrong = _read_manifest(store, success)
+        found += wrong
+        found += _check_generation(store, success)
+        found += _check_units(rows, commits)
+    elif store.exists(layout.SUCCESS):
+        found.append(Mismatch("success", layout.SUCCESS, "cannot be read"))
+    files = [(r["name"], r["sha256"], r["bytes"]) for r in rows if r["kind"] == "asset"]
+    if rows:
+        found += _check_unlisted(store, {name for name, _, _ in files})
+    with ThreadPoolExecutor(READERS, "verify") as readers:
+        found += _compare(store, readers, "fragment", fragments)
+        found += _compare(store, readers, "file", files)
+    size = sum(c.size for c in whole) + sum(size for _, _, size in files)
+    return Verified(len(files), len(fragments), size, success is not None, tuple(found))
+
+
+def _read_manifest(store: Store, success: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Mismatch]]:
+    found = []
+    for kind, key, name in (
+        ("manifest", layout.MANIFEST, "manifest_sha256"),
+        ("classes", layout.CLASSES, "classes_sha256"),
+    ):
+        problem = _differs(store, key, str(success.get(name)), None)
+        if problem is not None:
+            found.append(Mismatch(kind, key, problem))  # type: ignore[arg-type]
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(store.read_bytes(layout.MANIFEST))).to_pylist()
+    except (FileNotFoundError, pa.ArrowInvalid):
+        rows = []
+    return rows, found
+
+
+def _check_generation(store: Store, success: dict[str, Any]) -> Iterator[Mismatch]:
+    number = success.get("generation")
+    highest = highest_generation(store)
+    if number != highest:
+        yield Mismatch("success", layout.SUCCESS, f"points to generation {number}, the newest is {highest}")
+    elif read_json(store, layout.generation_key(highest)) != success:
+        yield Mismatch("generation", layout.generation_key(highest), f"is not what {layout.SUCCESS} says")
+    job = read_json(store, layout.JOB) or {}
+    if success.get("fingerprint") != job.get("fingerprint"):
+        yield Mismatch("success", layout.SUCCESS, "is of another job than job.json")
+
+
+def _check_units(rows: list[dict[str, Any]], commits: dict[str, Commit | None]) -> Iterator[Mismatch]:
+    """The manifest lists exactly the units that are committed, with their fragments."""
+    units = [row for row in rows if row["kind"] == "unit"]
+    names = [row["name"] for row in units]
+    for name in sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else ():
+        yield Mismatch("manifest", layout.MANIFEST, f"lists the unit {name} twice")
+    for row in units:
+        key = f"_state/commits/{row['name']}.json"
+        commit = commits.get(key)
+        if row["sha256"] is None:
+            continue  # quarantined then; a later run may have committed it without publishing yet
+        if key not in commits:
+            yield Mismatch("commit", key, "is gone, but the manifest lists its unit as done")
+        elif commit is not None and commit.sha256 != row["sha256"]:
+            yield Mismatch("commit", key, "names another fragment than the manifest")
+
+
+def _check_unlisted(store: Store, listed: set[str]) -> Iterator[Mismatch]:
+    for folder in PUBLISHED_FOLDERS:
+        for stored in store.walk(folder):
+            if stored.key not in listed:
+                yield Mismatch("file", stored.key, "is not in the manifest")
+
+
+def _compare(
+    store: Store, readers: ThreadPoolExecutor, kind: Kind, promised: Iterable[tuple[str, str, int]]
+) -> Iterator[Mismatch]:
+    promised = list(promised)
+    problems = readers.map(lambda p: _differs(store, *p), promised)
+    for (key, _, _), problem in zip(promised, problems, strict=True):
+        if problem is not None:
+            yield Mismatch(kind, key, problem)
+
+
+def _differs(store: Store, key: str, sha256: str, size: int | None) -> str | None:
+    """How a file differs from what was promised; None where it does not."""
+    try:
+        if size is not None and (now := store.size(key)) != size:
+            return f"has {now:,} bytes instead of {size:,}"
+        return None if store.sha256(key) == sha256 else "holds other bytes than were promised"
+    except FileNotFoundError:
+        return "is gone"
+
+
+def verified_text(store: Store, verified: Verified) -> str:
+    """What ``verify`` prints."""
+    lines = [f"{m.kind:<10} {store.uri(m.name)} {m.problem}" for m in verified.mismatches]
+    what = f"{verified.files:,} files and {verified.fragments:,} fragments, {verified.bytes / 1e6:,.1f} MB"
+    if verified.mismatches:
+        lines.append(
+            f"mismatch {len(verified.mismatches):,} of {what}: delete what is named and run the same command, "
+            "or panoptile resume, to make it again"
+        )
+    elif verified.finished:
+        lines.append(f"verified {what}: all as promised")
+    else:
+        lines.append(f"verified {what}: as committed; no run has finished yet")
+    return "\n".join(lines)
