@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from panoptile.jobs.commands import cluster, config, doctor, model, preview, schedule, segment, train
+from panoptile.jobs.commands import (
+    cluster,
+    config,
+    doctor,
+    model,
+    preview,
+    schedule,
+    segment,
+    store,
+    train,
+)
 
 ALL = (
     segment.register,
     cluster.register,
+    store.register,
     preview.register,
     model.register,
     config.register,
     schedule.register,
     train.register,
     doctor.register,
+    report.register,
 )
