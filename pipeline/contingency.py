@@ -72,7 +72,10 @@ class PairCounter:
             raise ValueError(f"Both labellings need one shape, got {truth.shape = } and {found.shape = }.")
         if truth.size == 0:
             return
-        block = _summed(*_runs(truth.ravel(), found.ravel()))
+        self.include(_summed(*_runs(truth.ravel(), found.ravel())))
+
+    def include(self, block: Contingency) -> None:
+        """Add pairs that were counted elsewhere."""
         self._pending.append(block)
         self._waiting += len(block)
         if self._waiting > max(_MERGE_AT, len(self._merged)):

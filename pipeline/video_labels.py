@@ -1,0 +1,179 @@
+"""Label maps of videos, frame after frame, for evaluation: our own tables, numbered PNGs, YouTube-VIS documents.
+
+Frames are named by their number in the video; only frames that both sides have can be compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from panoptile.pipeline.contingency import BACKGROUND, VOID, Labels
+from panoptile.pipeline.image_sequence import natural_order
+from panoptile.pipeline.inputs import InputError, shown
+from panoptile.pipeline.label_source import LabelMeaning, LabelRaster, Unlabelled, code, decode
+from panoptile.pipeline.overlaps import UNSCORED, SegmentLabels
+from panoptile.pipeline.video_tables import read_masks
+from panoptile.pipeline.window import Window
+
+
+class VideoLabels(Protocol):
+    """Label maps whose labels are tracks: the same in all frames."""
+
+    def frames(self) -> Iterator[tuple[int, Labels]]:
+        """(number of the frame, (H, W) labels), ascending."""
+        ...
+
+    def describe(self, labels: Labels) -> SegmentLabels:
+        """The class, crowd and score of tracks."""
+        ...
+
+
+class TrackTable:
+    """A published ``masks.parquet``; what was filtered out or never claimed is void."""
+
+    def __init__(self, path: Path, class_ids: Mapping[int, int], *, rest: int = VOID) -> None:
+        """``class_ids`` gives the scored class of published class ids; ``rest`` is the label of void.
+
+        Raises InputError for a file that is no such table.
+        """
+        self._path, self._rest = path, rest
+        try:
+            rows = pq.read_table(path, columns=["track_id", "class_id", "score"])
+        except (OSError, pa.ArrowException) as e:
+            raise InputError(f"{shown(str(path))} is no table of masks: {e}.") from e
+        means = rows.group_by("track_id").aggregate([("class_id", "min"), ("score", "mean")])
+        ids = means["track_id"].to_numpy()
+        self._table = SegmentLabels.of(
+            ids.astype(np.int64),
+            np.array([class_ids.get(int(c), UNSCORED) for c in means["class_id_min"].to_numpy()], np.int64),
+            scores=means["score_mean"].to_numpy(),
+        )
+
+    def frames(self) -> Iterator[tuple[int, Labels]]:
+        for masks in read_masks(self._path):
+            labels = masks.labels().astype(np.int64)
+            if self._rest != VOID:
+                labels[labels == 0] = self._rest
+            yield masks.frame, labels
+
+    def describe(self, labels: Labels) -> SegmentLabels:
+        return self._table.take(labels)
+
+
+class LabelFrames:
+    """A folder of numbered label rasters; the first in the natural order of names is frame 0."""
+
+    def __init__(self, folder: str, meaning: LabelMeaning) -> None:
+        names = [n for n in os.listdir(folder) if n.lower().endswith((".png", ".tif", ".tiff"))]
+        if not names:
+            raise InputError(f"{shown(folder)} holds no label rasters: looked for .png .tif .tiff.")
+        self._paths = [os.path.join(folder, n) for n in sorted(names, key=natural_order)]
+        self._meaning = meaning
+
+    def frames(self) -> Iterator[tuple[int, Labels]]:
+        for number, path in enumerate(self._paths):
+            raster = LabelRaster(self._meaning, objects=path, classes=None)
+            try:
+                yield number, raster.read(Window(0, 0, *raster.shape))
+            finally:
+                raster.close()
+
+    def describe(self, labels: Labels) -> SegmentLabels:
+        return decode(labels, self._meaning.things)
+
+
+@dataclass(frozen=True, slots=True)
+class VisVideo:
+    """One video of a YouTube-VIS document."""
+
+    name: str
+    height: int
+    width: int
+    length: int
+    annotations: tuple[dict[str, Any], ...]
+
+
+class VisLabels:
+    """Tracks of one video of a YouTube-VIS document; of overlapping masks the later one lies on top."""
+
+    def __init__(
+        self,
+        video: VisVideo,
+        class_ids: Mapping[int, int],
+        things: frozenset[int],
+        *,
+        unlabelled: Unlabelled = "background",
+    ) -> None:
+        self._video, self._class_ids, self._things = video, class_ids, things
+        self._rest = BACKGROUND if unlabelled == "background" else VOID
+
+    def frames(self) -> Iterator[tuple[int, Labels]]:
+        from pycocotools import mask as coco_mask
+
+        video = self._video
+        for frame in range(video.length):
+            labels = np.full((video.height, video.width), self._rest, np.int64)
+            for number, annotation in enumerate(video.annotations, start=1):
+                rle = annotation["segmentations"][frame]
+                class_id = self._class_ids.get(int(annotation["category_id"]), UNSCORED)
+                if rle is None or class_id == UNSCORED:
+                    continue
+                if isinstance(rle["counts"], list):
+                    rle = coco_mask.frPyObjects(rle, video.height, video.width)
+                inside = coco_mask.decode(rle).astype(np.bool_)
+                crowd = bool(annotation.get("iscrowd", 0)) or class_id not in self._things
+                labels[inside] = code(np.array([class_id]), np.array([0 if crowd else number]))[0]
+            yield frame, labels
+
+    def describe(self, labels: Labels) -> SegmentLabels:
+        return decode(labels, self._things)
+
+
+@dataclass(frozen=True, slots=True)
+class VisDocument:
+    """A YouTube-VIS document."""
+
+    categories: tuple[tuple[int, str], ...]
+    videos: Mapping[str, VisVideo]
+    """By name: the folder of the video's frames."""
+
+
+def is_vis_document(path: str) -> bool:
+    """``path`` is a JSON with videos."""
+    if not path.lower().endswith(".json") or not os.path.isfile(path):
+        return False
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and "videos" in document and "annotations" in document
+
+
+def read_vis_document(path: str) -> VisDocument:
+    """Raises InputError for a document that cannot be used."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        by_video: dict[int, list[dict[str, Any]]] = {int(v["id"]): [] for v in document["videos"]}
+        for annotation in document["annotations"]:
+            by_video[int(annotation["video_id"])].append(annotation)
+        videos = {}
+        for v in document["videos"]:
+            names = v["file_names"]
+            if any(len(a["segmentations"]) != len(names) for a in by_video[int(v["id"])]):
+                raise ValueError(f"video {v['id']} has {len(names)} frames, but not all of its tracks have")
+            name = os.path.dirname(names[0]) or str(v["id"])
+            videos[name] = VisVideo(
+                name, int(v["height"]), int(v["width"]), len(names), tuple(by_video[int(v["id"])])
+            )
+        return VisDocument(tuple((int(c["id"]), str(c["name"])) for c in document["categories"]), videos)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as e:
+        raise InputError(f"{shown(path)} is no YouTube-VIS document: {type(e).__name__} {e}.") from e
