@@ -76,3 +76,8 @@ def checked_uri(text: str) -> str:
     if not place:
         raise ValueError(f"{redacted(text)} names no bucket: write {scheme}://bucket/folder.")
     return f"{scheme}://{rest.rstrip('/')}"
+
+
+def needs_one_process(uri: str) -> bool:
+    """True where only one process sees the place (``memory://``): no Ray worker could write to it."""
+    return scheme_of(uri) == "memory"

@@ -148,8 +148,3 @@ def check_key(key: str) -> str:
     if not key or key.startswith("/") or ".." in key.split("/") or "\0" in key or "\\" in key:
         raise ValueError(f"{key!r} is no key of a store: keys are relative paths without '..'.")
     return key
-
-
-def needs_one_process(root: str) -> bool:
-    """True where only this process sees the store (``memory://``): no Ray worker could write to it."""
-    return scheme_of(root) == "memory"
