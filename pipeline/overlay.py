@@ -29,6 +29,9 @@ _FILL_THING, _FILL_STUFF = 0.45, 0.25
 _QUALITY = "23"
 """x264's constant rate factor: its default, good enough to look at."""
 
+_REPEATABLE = "no-mbtree=1"
+"""Its macroblock tree made other bytes of the same frames from run to run where sides are no multiples of 16."""
+
 
 def write_overlay(path: Path, plan: VideoPlan, masks: Path, classes: ClassTable) -> None:
     """Draw ``masks`` (a ``masks.parquet``) over the frames of the plan; lost frames are left out."""
@@ -39,7 +42,7 @@ def write_overlay(path: Path, plan: VideoPlan, masks: Path, classes: ClassTable)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = plan.info.index.time_base
         stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"crf": _QUALITY, "preset": "fast", "flags": "+bitexact"}
+        stream.codec_context.options = {"crf": _QUALITY, "preset": "fast", "x264-params": _REPEATABLE}
         first = int(plan.pts[0])
         for frame, picture in painted_frames(plan, masks, classes):
             even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")

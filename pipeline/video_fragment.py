@@ -403,7 +403,7 @@ class VideoFragment:
         items, before = table["item"].to_numpy(), table["before"].to_numpy()
         now, pixels = table["now"].to_numpy(), table["pixels"].to_numpy()
         present, first = np.unique(items, return_index=True)
-        ends = np.append(first[1:], len(items))
+        ends = np.append(first, len(items))[1:]
         return {
             int(item): (before[a:b], now[a:b], pixels[a:b])
             for item, a, b in zip(present, first, ends, strict=True)

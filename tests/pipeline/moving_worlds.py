@@ -92,6 +92,19 @@ def write_video(world: MovingWorld, path: Path, *, gop: int = 12) -> None:
         container.mux(stream.encode())
 
 
+def expected_ids(world: MovingWorld, numbers: NDArray[np.int64], max_age_s: float) -> NDArray[np.int32]:
+    """(len(numbers), H, W) true ids in the frames ``numbers``; an object unseen for longer comes back as another."""
+    labels = world.labels[numbers].copy()
+    times = numbers / world.fps
+    for object_id in np.unique(labels[(labels > 0) & (labels < GRASS_ID)]).tolist():
+        seen = np.flatnonzero((labels == object_id).any(axis=(1, 2)))
+        gaps = np.diff(times[seen]) > max_age_s + 1e-6
+        for k, start in enumerate(seen[1:][gaps], start=1):
+            later = labels[start:]
+            later[np.isin(later, (object_id, object_id + 1000 * (k - 1)))] = object_id + 1000 * k
+    return labels
+
+
 def same_partition(
     truth: NDArray[np.integer], found: NDArray[np.integer]
 ) -> tuple[dict[int, int], list[str]]:
