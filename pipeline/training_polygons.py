@@ -16,6 +16,7 @@ import shapely
 from numpy.typing import NDArray
 
 from panoptile.pipeline import gdal_env
+from panoptile.pipeline.inputs import InputError
 from panoptile.pipeline.label_report import LabelReport
 from panoptile.pipeline.labelled_scene import BACKGROUND, IGNORED
 from panoptile.pipeline.polygon_file import PolygonFile
@@ -24,6 +25,7 @@ from panoptile.pipeline.raster_info import RasterInfo
 gdal_env.configure()  # before rasterio
 
 # isort: split
+from rasterio._err import CPLE_BaseError  # what rasterio.warp.transform raises; it has no public name
 from rasterio.crs import CRS
 from rasterio.features import rasterize
 from rasterio.transform import Affine
@@ -179,6 +181,28 @@ class PolygonChecks:
         return self.report
 
 
+_NOWHERE = 1e12
+"""Coordinate of points that no map shows, such as metres that are declared as degrees."""
+
+
+def _reproject(
+    x: NDArray[np.float64], y: NDArray[np.float64], crs: CRS, target: CRS
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points in another CRS; what cannot be a place on earth ends up nowhere."""
+    # PROJ gives up on all points at the first latitude above 90°.
+    known = np.isfinite(x) & np.isfinite(y)
+    if crs.is_geographic:
+        known &= (abs(x) <= 360) & (abs(y) <= 90)
+    moved = np.full((2, len(x)), _NOWHERE)
+    if known.any():
+        try:
+            moved[:, known] = transform_points(crs, target, x[known], y[known])[:2]
+        except CPLE_BaseError as e:
+            raise InputError(f"The labels cannot be brought into the raster's CRS: {e}.") from e
+    moved[~np.isfinite(moved)] = _NOWHERE
+    return moved[0], moved[1]
+
+
 def to_pixels(
     shapes: NDArray[np.object_] | Sequence[object], crs: CRS | None, raster: RasterInfo
 ) -> NDArray[np.object_]:
@@ -193,8 +217,7 @@ def to_pixels(
     def place(xy: NDArray[np.float64]) -> NDArray[np.float64]:
         x, y = xy[:, 0], xy[:, 1]
         if crs is not None and target is not None and crs != target:
-            moved = transform_points(crs, target, x, y)
-            x, y = np.asarray(moved[0], np.float64), np.asarray(moved[1], np.float64)
+            x, y = _reproject(x, y, crs, target)
         return np.column_stack(
             [inverse.a * x + inverse.b * y + inverse.c, inverse.d * x + inverse.e * y + inverse.f]
         )

@@ -13,9 +13,9 @@ def test_averages_are_exact() -> None:
     """Each update is ``k a + (1 - k) w`` with ``k = min(decay, (1 + n) / (10 + n))``; counters are left alone."""
     network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
     average = WeightAverage(network, decay=0.5)
-    expected = float(network[0].weight)  # type: ignore[arg-type]
+    expected = network[0].weight.item()  # type: ignore[operator]
     for n, value in enumerate((1.0, -2.0, 5.0, 0.5, 3.0, 2.0, 2.0, 2.0, 2.0, 4.0)):
-        network[0].weight.data.fill_(value)  # type: ignore[union-attr,operator]
+        network[0].weight.data.fill_(value)  # type: ignore[operator]
         average.update(network, updates=n)
         keep = min(0.5, (1 + n) / (10 + n))
         expected = keep * expected + (1 - keep) * value
