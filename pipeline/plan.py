@@ -64,6 +64,16 @@ class InputPlan(Protocol):
     @property
     def unit_count(self) -> int: ...
 
+    @property
+    def item_count(self) -> int:
+        """Tiles of a raster, frames of a video."""
+        ...
+
+    @property
+    def pixels(self) -> int:
+        """Of the raster, or of all frames together."""
+        ...
+
     def units(self) -> Iterator[Unit]:
         """All units, in the order of their items."""
         ...
@@ -105,6 +115,14 @@ class RasterPlan:
     @property
     def grid(self) -> TileGrid:
         return TileGrid(self.info.height, self.info.width, self.tile, self.overlap)
+
+    @property
+    def item_count(self) -> int:
+        return len(self.grid)
+
+    @property
+    def pixels(self) -> int:
+        return self.info.height * self.info.width
 
     @property
     def unit_tiles(self) -> int:

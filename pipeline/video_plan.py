@@ -99,6 +99,11 @@ class VideoPlan:
     def item_count(self) -> int:
         return len(self.frames)
 
+    @property
+    def pixels(self) -> int:
+        """Of all frames."""
+        return len(self.frames) * self.info.height * self.info.width
+
     @cached_property
     def pts(self) -> NDArray[np.int64]:
         """(F,) presentation times in ticks."""
@@ -133,6 +138,8 @@ class VideoPlan:
             "uri": self.uri,
             "key": self.key,
             "stem": self.info.stem,
+            "size_bytes": self.info.size_bytes,
+            "mtime_ns": self.info.mtime_ns,
             "index": self.info.index.to_json(),
             "choice": dataclasses.asdict(self.info.choice),
         }
