@@ -1,0 +1,241 @@
+"""What ``panoptile report`` says of a finished job, gathered from OUT alone and from any store.
+
+Sums cover every input; pictures and rows are bounded, so that the report of 10,000 inputs still opens on a phone.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from panoptile.jobs.exits import invalid
+from panoptile.jobs.state import read_json, store_errors
+from panoptile.model.classes import ClassTable
+from panoptile.pipeline import layout
+from panoptile.pipeline.store import Store, open_store
+
+PICTURES = 24
+"""Most inputs that are shown with a picture, the largest results first."""
+ROWS = 500
+"""Most rows of a table."""
+FOOTPRINTS = 400
+"""Most inputs whose labels are drawn on the map; others are outlined."""
+PICTURE_SIDE, FOOTPRINT_SIDE = 1200, 256
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Where an input lies, in the coordinates of its CRS."""
+
+    bounds: tuple[float, float, float, float]
+    """(left, bottom, right, top)"""
+    crs: str
+
+
+@dataclass(slots=True)
+class InputReport:
+    """One input."""
+
+    key: str
+    uri: str
+    kind: str
+    height: int
+    width: int
+    segments: int
+    counts: dict[int, tuple[int, int]]
+    """class id -> (segments, pixels)"""
+    suspects: int
+    merged: int
+    failed_items: int
+    footprint: Footprint | None
+    preview: str | None
+    picture: bytes | None = None
+    """JPEG of the preview."""
+    labels: bytes | None = None
+    """PNG of the classes, transparent where there are none, for the map."""
+
+
+@dataclass(slots=True)
+class JobReport:
+    """Everything on the page."""
+
+    out: str
+    exit: int
+    job: dict[str, Any]
+    metrics: dict[str, Any]
+    classes: ClassTable
+    inputs: list[InputReport]
+    areas_m2: dict[int, float]
+    """class id -> square metres over all inputs; empty where the inputs have no CRS."""
+    failures: list[dict[str, Any]]
+    failure_count: int
+    price: float | None
+    """Per replica-hour; None where no cost was asked for."""
+    totals: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """class id -> (segments, pixels) over all inputs"""
+
+    @property
+    def replica_hours(self) -> float:
+        """Replicas times the time that they were at work."""
+        replicas = max(1, len(self.metrics.get("busy_share", {})))
+        return float(self.metrics.get("segment_seconds", 0.0)) * replicas / 3600
+
+
+def gather(out: str, price: float | None) -> JobReport:
+    """Read a finished job. Raises :class:`JobError` (exit 2) where OUT holds none."""
+    try:
+        store = open_store(out)
+    except ValueError as e:
+        raise invalid(str(e)) from e
+    with store_errors(out), tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
+        success = read_json(store, layout.SUCCESS)
+        if success is None:
+            raise invalid(
+                f"{out} holds no finished run: there is no {layout.SUCCESS}. See panoptile status {out}."
+            )
+        scratch = Path(folder)
+        classes = ClassTable.from_file(store.local_copy(layout.CLASSES, scratch))
+        inputs = list(_inputs(store))
+        failures, count = _failures(store)
+        report = JobReport(
+            out=store.root,
+            exit=int(success.get("exit", 0)),
+            job=read_json(store, layout.JOB) or {},
+            metrics=read_json(store, layout.METRICS) or {},
+            classes=classes,
+            inputs=inputs,
+            areas_m2=_areas(store, inputs),
+            failures=failures,
+            failure_count=count,
+            price=price,
+        )
+        report.totals = _totals(inputs)
+        _add_pictures(store, report, scratch)
+        return report
+
+
+def _inputs(store: Store) -> Iterator[InputReport]:
+    plans = store.read_all("_state/plan")
+    for name, data in sorted(store.read_all("_state/results").items()):
+        try:
+            found = json.loads(data)["finished"]
+            key = name.rsplit("/", 1)[-1].removesuffix(".json")
+            plan = json.loads(plans[layout.plan_key(key)])
+        except (ValueError, KeyError):
+            continue
+        about = plan.get("info") or plan.get("index") or {}
+        yield InputReport(
+            key=key,
+            uri=str(about.get("uri") or plan.get("uri") or key),
+            kind=str(plan.get("kind", "raster")),
+            height=int(about.get("height", 0)),
+            width=int(about.get("width", 0)),
+            segments=int(found.get("segments", 0)),
+            counts={
+                int(c["class_id"]): (int(c["segments"]), int(c["pixels"])) for c in found.get("counts", ())
+            },
+            suspects=int(found.get("suspects", 0)),
+            merged=int(found.get("things_over_seams", 0)),
+            failed_items=int(found.get("failed_tiles", 0)),
+            footprint=_footprint(about),
+            preview=found.get("preview"),
+        )
+
+
+def _footprint(info: dict[str, Any]) -> Footprint | None:
+    if not info.get("crs_wkt") or not info.get("georeferenced"):
+        return None
+    a, b, c, d, e, f = info["transform"][:6]
+    corners = [
+        (a * x + b * y + c, d * x + e * y + f) for x in (0, info["width"]) for y in (0, info["height"])
+    ]
+    xs, ys = [p[0] for p in corners], [p[1] for p in corners]
+    return Footprint((min(xs), min(ys), max(xs), max(ys)), str(info["crs_wkt"]))
+
+
+def _totals(inputs: list[InputReport]) -> dict[int, tuple[int, int]]:
+    sums: dict[int, list[int]] = defaultdict(lambda: [0, 0])
+    for one in inputs:
+        for class_id, (segments, pixels) in one.counts.items():
+            sums[class_id][0] += segments
+            sums[class_id][1] += pixels
+    return {class_id: (s, p) for class_id, (s, p) in sorted(sums.items())}
+
+
+def _areas(store: Store, inputs: list[InputReport]) -> dict[int, float]:
+    """Square metres per class, from the vector files where there are any."""
+    sums: dict[int, float] = defaultdict(float)
+    for one in inputs:
+        key = f"segments/{one.key}.parquet"
+        if one.kind != "raster" or not store.exists(key):
+            continue
+        with store.open(key) as f:
+            file = pq.ParquetFile(f)
+            if "area_m2" not in file.schema_arrow.names:
+                continue
+            for group in file.iter_batches(columns=["class_id", "area_m2"]):
+                ids = group.column("class_id").to_numpy()
+                areas = np.nan_to_num(group.column("area_m2").to_numpy(zero_copy_only=False))
+                for class_id in np.unique(ids):
+                    sums[int(class_id)] += float(areas[ids == class_id].sum())
+    return {class_id: area for class_id, area in sums.items() if area > 0}
+
+
+def _failures(store: Store) -> tuple[list[dict[str, Any]], int]:
+    """(first rows of the dead letter, how many there are)."""
+    if not store.exists("deadletter.parquet"):
+        return [], 0
+    table = pq.read_table(io.BytesIO(store.read_bytes("deadletter.parquet")))
+    return table.slice(0, ROWS).to_pylist(), table.num_rows
+
+
+# --- pictures ------------------------------------------------------------------------------------------
+
+
+def _add_pictures(store: Store, report: JobReport, scratch: Path) -> None:
+    largest = sorted(report.inputs, key=lambda i: i.segments, reverse=True)
+    for one in largest[:PICTURES]:
+        if one.preview is not None and store.exists(one.preview):
+            one.picture = _jpeg(store.read_bytes(one.preview))
+    for one in [i for i in largest if i.footprint is not None][:FOOTPRINTS]:
+        one.labels = _drawn_labels(store, one, report.classes, scratch)
+
+
+def _jpeg(data: bytes) -> bytes:
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+    sink = io.BytesIO()
+    picture.save(sink, "JPEG", quality=82, optimize=True)
+    return sink.getvalue()
+
+
+def _drawn_labels(store: Store, one: InputReport, classes: ClassTable, scratch: Path) -> bytes | None:
+    """The class raster of one input in colours, read from an overview."""
+    from panoptile.pipeline import gdal_env  # noqa: F401  (GDAL's environment, before rasterio)
+
+    import rasterio  # isort: skip
+
+    keys = [k for k in store.keys(f"rasters/{one.key}") if k.endswith(".classes.tif")]
+    if not keys:
+        return None
+    path = store.local_copy(keys[0], scratch)
+    with rasterio.open(path, driver="GTiff") as raster:
+        scale = min(1.0, FOOTPRINT_SIDE / max(raster.height, raster.width))
+        shape = (max(1, round(raster.height * scale)), max(1, round(raster.width * scale)))
+        ids = raster.read(1, out_shape=shape)
+    palette = np.zeros((65_536, 4), np.uint8)
+    for c in classes:
+        palette[c.class_id] = (*c.color, 255 if c.is_thing else 150)
+    sink = io.BytesIO()
+    Image.fromarray(palette[ids], "RGBA").save(sink, "PNG", optimize=True)
+    return sink.getvalue()

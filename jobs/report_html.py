@@ -1,0 +1,283 @@
+"""The report as one HTML file: no script, no request, no font from elsewhere; every name escaped.
+
+A content security policy in the file forbids the browser whatever the file should not need.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+from panoptile.jobs.report import ROWS, InputReport, JobReport
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_STYLE = """
+:root{--ink:#1c2026;--faint:#616a77;--line:#dfe2e8;--paper:#fafafb;--card:#fff;--accent:#2f6fde;--bad:#b3261e}
+@media (prefers-color-scheme:dark){:root{--ink:#e8eaee;--faint:#a3abb8;--line:#343a44;--paper:#14171c;--card:#1d2127;
+--accent:#7fa8f5;--bad:#f2a29c}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+main{max-width:1180px;margin:0 auto;padding:24px 16px 64px}
+h1{font-size:22px;margin:0 0 4px;overflow-wrap:anywhere}h2{font-size:17px;margin:36px 0 12px}
+p{margin:4px 0;overflow-wrap:anywhere}.faint{color:var(--faint)}.bad{color:var(--bad)}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:12px;margin-top:20px}
+.figure,.card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
+.figure b{display:block;font-size:21px;line-height:1.3;font-variant-numeric:tabular-nums}
+.figure span{color:var(--faint);font-size:13px}
+.scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{padding:7px 12px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
+th{font-weight:600;color:var(--faint);font-size:13px}tr:last-child td{border-bottom:0}
+th:first-child,td:first-child,.left{text-align:left}td.wide{white-space:normal;overflow-wrap:anywhere;min-width:200px}
+.swatch{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:8px;vertical-align:-1px;
+border:1px solid rgba(0,0,0,.2)}
+.bar{display:inline-block;width:90px;height:8px;border-radius:4px;background:var(--line);vertical-align:middle;
+margin-left:8px;overflow:hidden}.bar i{display:block;height:100%;background:var(--accent)}
+.pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));gap:16px}
+.card img{width:100%;height:auto;border-radius:6px;display:block}.card p{font-size:13px}
+svg{width:100%;height:auto;display:block;background:var(--card);border:1px solid var(--line);border-radius:10px}
+"""
+
+
+def render(report: JobReport) -> str:
+    """The page."""
+    title = f"panoptile: {report.out}"
+    parts = [
+        _head(report),
+        _figures(report),
+        _map(report),
+        _classes(report),
+        _seams(report),
+        _failures(report),
+        _replicas(report),
+        _pictures(report),
+        _inputs(report),
+        _about(report),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<link rel="icon" href="data:,">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</main></body></html>\n"
+    )
+
+
+def _head(report: JobReport) -> str:
+    model = report.job.get("model", {}).get("description", "")
+    n = len(report.inputs)
+    ended = (
+        "every unit is done"
+        if report.exit == 0
+        else f"finished with {report.failure_count:,} failure{'s' if report.failure_count != 1 else ''}"
+    )
+    return (
+        f"<h1>{escape(report.out)}</h1>"
+        f'<p class="faint">{n:,} input{"s" if n != 1 else ""} · {escape(str(model))} · '
+        f'<span class="{"" if report.exit == 0 else "bad"}">{ended}</span></p>'
+    )
+
+
+def _figures(report: JobReport) -> str:
+    m = report.metrics
+    things = sum(s for c, (s, _) in report.totals.items() if report.classes[c - 1].is_thing)
+    figures = [
+        (f"{things:,}", "objects"),
+        (f"{m.get('pixels', 0) / 1e6:,.1f}", "megapixels"),
+        (f"{m.get('mpx_per_second', 0):,.2f}", "Mpx/s"),
+        (_duration(m.get("wall_seconds", 0)), "wall time"),
+        (f"{report.replica_hours:,.2f}", "replica-hours"),
+        (f"{m.get('things_merged_over_seams', 0):,}", "made whole over seams"),
+    ]
+    if report.price is not None:
+        figures.append((f"{report.replica_hours * report.price:,.2f}", f"cost at {report.price:g} an hour"))
+    cells = "".join(
+        f'<div class="figure"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for v, k in figures
+    )
+    return f'<div class="figures">{cells}</div>'
+
+
+def _map(report: JobReport) -> str:
+    """All inputs of one CRS in their places; nothing where they have none, or several."""
+    placed = [i for i in report.inputs if i.footprint is not None]
+    if not placed or len({i.footprint.crs for i in placed if i.footprint}) != 1:
+        return ""
+    boxes = [i.footprint.bounds for i in placed if i.footprint]
+    left, bottom = min(b[0] for b in boxes), min(b[1] for b in boxes)
+    right, top = max(b[2] for b in boxes), max(b[3] for b in boxes)
+    scale = 1000 / max(right - left, (top - bottom) * 1.4, 1e-12)
+    width, height = (right - left) * scale, (top - bottom) * scale
+    shapes = []
+    for one, (l, b, r, t) in zip(placed, boxes, strict=True):
+        place = (
+            f'x="{(l - left) * scale:.2f}" y="{(top - t) * scale:.2f}" '
+            f'width="{max((r - l) * scale, 0.5):.2f}" height="{max((t - b) * scale, 0.5):.2f}"'
+        )
+        name = f"<title>{escape(one.uri)}: {one.segments:,} segments</title>"
+        shapes.append(f'<rect {place} fill="none" stroke="currentColor" stroke-opacity=".35">{name}</rect>')
+        if one.labels is not None:
+            shapes.append(
+                f'<image {place} preserveAspectRatio="none" href="data:image/png;base64,{_b64(one.labels)}">{name}</image>'
+            )
+    view = f"-8 -8 {width + 16:.1f} {height + 16:.1f}"
+    return f'<h2>Map</h2><svg viewBox="{view}" role="img" aria-label="Inputs in their places">{"".join(shapes)}</svg>'
+
+
+def _classes(report: JobReport) -> str:
+    total = sum(p for _, p in report.totals.values()) or 1
+    rows = []
+    for class_id, (segments, pixels) in report.totals.items():
+        c = report.classes[class_id - 1]
+        area = report.areas_m2.get(class_id)
+        share = pixels / total
+        rows.append(
+            [
+                f'<span class="swatch" style="background:rgb{c.color}"></span>{escape(c.name)}',
+                "thing" if c.is_thing else "stuff",
+                f"{segments:,}",
+                f"{pixels:,}",
+                "" if area is None else _area(area),
+                f'{share:.1%}<span class="bar"><i style="width:{share * 100:.1f}%"></i></span>',
+            ]
+        )
+    head = ["class", "kind", "segments", "pixels", "area", "share of what was labelled"]
+    return "<h2>Classes</h2>" + _table(head, rows)
+
+
+def _seams(report: JobReport) -> str:
+    seams = report.metrics.get("seams") or {}
+    if not seams:
+        return ""
+    ratio = seams.get("discontinuity_ratio")
+    rows = [
+        [
+            "id changes across seams, relative to elsewhere (1 is perfect)",
+            "–" if ratio is None else f"{ratio:.2f}",
+        ],
+        ["things with a straight cut on a seam, per 1,000", f"{seams.get('cut_things_per_1000', 0):.1f}"],
+        [
+            "merged objects that hold two segments of one tile (suspects)",
+            f"{report.metrics.get('suspects', 0):,}",
+        ],
+    ]
+    return "<h2>Seam quality</h2>" + _table(["measure", "value"], rows, wide=(0,))
+
+
+def _failures(report: JobReport) -> str:
+    if not report.failure_count:
+        return ""
+    rows = [
+        [
+            escape(str(f.get("source_uri", ""))),
+            escape(str(f.get("stage", ""))),
+            escape(str(f.get("error_type", ""))),
+            escape(str(f.get("attempts", ""))),
+            escape(str(f.get("message", ""))[:300]),
+        ]
+        for f in report.failures
+    ]
+    more = report.failure_count - len(rows)
+    rest = f'<p class="faint">… and {more:,} more in deadletter.parquet</p>' if more > 0 else ""
+    return (
+        "<h2>Failures</h2>"
+        + _table(["input", "stage", "error", "attempts", "message"], rows, wide=(0, 4))
+        + rest
+    )
+
+
+def _replicas(report: JobReport) -> str:
+    busy = report.metrics.get("busy_share") or {}
+    if not busy:
+        return ""
+    rss = report.metrics.get("peak_rss_bytes") or {}
+    rows = [
+        [
+            escape(str(name)),
+            f'{share:.1%}<span class="bar"><i style="width:{min(share, 1) * 100:.1f}%"></i></span>',
+            f"{rss[name] / 2**20:,.0f} MiB" if name in rss else "",
+        ]
+        for name, share in sorted(busy.items())
+    ]
+    return "<h2>Replicas</h2>" + _table(["replica", "busy", "peak memory"], rows[:ROWS])
+
+
+def _pictures(report: JobReport) -> str:
+    cards = [
+        f'<div class="card"><img loading="lazy" alt="{escape(one.uri)}" src="data:image/jpeg;base64,{_b64(one.picture)}">'
+        f"<p>{escape(one.uri)}</p>"
+        f'<p class="faint">{one.segments:,} segments, {one.merged:,} made whole over seams</p></div>'
+        for one in report.inputs
+        if one.picture is not None
+    ]
+    return f'<h2>Pictures</h2><div class="pictures">{"".join(cards)}</div>' if cards else ""
+
+
+def _inputs(report: JobReport) -> str:
+    shown = sorted(report.inputs, key=lambda i: i.segments, reverse=True)[:ROWS]
+    rows = [_input_row(one) for one in shown]
+    more = len(report.inputs) - len(shown)
+    rest = f'<p class="faint">… and {more:,} more in manifest.parquet</p>' if more > 0 else ""
+    head = ["input", "size", "segments", "over seams", "suspects", "failed tiles"]
+    return "<h2>Inputs</h2>" + _table(head, rows, wide=(0,)) + rest
+
+
+def _input_row(one: InputReport) -> list[str]:
+    return [
+        escape(one.uri),
+        f"{one.width:,} × {one.height:,}",
+        f"{one.segments:,}",
+        f"{one.merged:,}",
+        f"{one.suspects:,}",
+        f"{one.failed_items:,}",
+    ]
+
+
+def _about(report: JobReport) -> str:
+    spec = report.job.get("spec", {})
+    rows = [
+        [escape(str(k)), escape(", ".join(map(str, v)) if isinstance(v, list) else str(v))]
+        for k, v in spec.items()
+        if v not in (None, [], "") and k != "sources"
+    ]
+    versions = " · ".join(f"{k} {v}" for k, v in report.job.get("versions", {}).items())
+    fingerprint = str(report.job.get("fingerprint", ""))[:16]
+    return (
+        "<h2>Job</h2>"
+        + _table(["option", "value"], rows, wide=(1,))
+        + f'<p class="faint">fingerprint {escape(fingerprint)} · {escape(versions)}</p>'
+    )
+
+
+def _table(head: Iterable[str], rows: list[list[str]], wide: tuple[int, ...] = ()) -> str:
+    """Cells are HTML already; heads are text."""
+    top = "".join(f"<th>{escape(h)}</th>" for h in head)
+    body = "".join(
+        "<tr>" + "".join(f"<td{_kind(i, wide)}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _kind(column: int, wide: tuple[int, ...]) -> str:
+    return ' class="wide left"' if column in wide else ""
+
+
+def _b64(data: bytes | None) -> str:
+    return base64.b64encode(data or b"").decode()
+
+
+def _area(square_metres: float) -> str:
+    if square_metres >= 1e6:
+        return f"{square_metres / 1e6:,.2f} km²"
+    return f"{square_metres / 1e4:,.2f} ha" if square_metres >= 1e4 else f"{square_metres:,.0f} m²"
+
+
+def _duration(seconds: Any) -> str:
+    s = float(seconds)
+    if s < 90:
+        return f"{s:.0f} s"
+    return f"{s / 60:.0f} min" if s < 5400 else f"{s / 3600:.1f} h"

@@ -1,0 +1,197 @@
+"""``panoptile report``: one file that needs nothing and shows names as text."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from panoptile.jobs.cli import app
+from panoptile.jobs.exits import JobError
+from panoptile.jobs.report import gather
+from panoptile.jobs.report_html import render
+
+HOSTILE = (
+    "<script>document.title='owned'</script>",
+    '"><img src=x onerror=alert(1)>',
+    "'; DROP TABLE segments; --",
+    "</title><svg onload=alert(2)>",
+    "\u202egnp.exe",
+    "&lt;already&gt;",
+)
+
+
+class Page(HTMLParser):
+    """Tags, addresses and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.handlers: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action", "data")]
+        self.handlers += [k for k, _ in attrs if k.startswith("on")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def put(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def finished(out: Path, names: tuple[str, ...] = ("scene.tif",)) -> Path:
+    """A finished job's folder as the report reads it, with the names it is given."""
+    put(out / "_SUCCESS.json", {"exit": 3})
+    put(
+        out / "job.json",
+        {"fingerprint": "f" * 64, "spec": {"model": names[0]}, "model": {"description": names[0]}},
+    )
+    seams = {"discontinuity_ratio": 1.07, "cut_things_per_1000": 2.5}
+    put(
+        out / "metrics.json",
+        {
+            "pixels": 2e6,
+            "segment_seconds": 7200,
+            "busy_share": {names[0]: 0.98, "b": 0.9},
+            "suspects": 4,
+            "seams": seams,
+        },
+    )
+    colors = [{"class_id": 1, "name": names[-1], "is_thing": True, "color": "#e4572e", "model_label_id": 0}]
+    put(
+        out / "classes.json",
+        [*colors, {**colors[0], "class_id": 2, "name": "ground", "is_thing": False, "model_label_id": 1}],
+    )
+    for n, name in enumerate(names):
+        info = {
+            "uri": name, "height": 100, "width": 200, "crs_wkt": "LOCAL_CS", "georeferenced": True,
+            "transform": [0.5, 0, 1000.0 + 100 * n, 0, -0.5, 500.0],
+        }  # fmt: skip
+        put(out / f"_state/plan/k{n}.json", {"info": info})
+        counts = [
+            {"class_id": 1, "segments": 7, "pixels": 900},
+            {"class_id": 2, "segments": 1, "pixels": 100},
+        ]
+        found = {
+            "segments": 8,
+            "counts": counts,
+            "suspects": 2,
+            "things_over_seams": 3,
+            "preview": f"previews/k{n}.png",
+        }
+        put(out / f"_state/results/k{n}.json", {"finished": found})
+        (out / "previews").mkdir(exist_ok=True)
+        Image.new("RGB", (300, 200), (90, 140, 90)).save(out / f"previews/k{n}.png")
+        (out / "segments").mkdir(exist_ok=True)
+        pq.write_table(
+            pa.table({"class_id": pa.array([1, 1, 2], pa.uint16()), "area_m2": [10.0, 20.0, 25_000.0]}),
+            out / f"segments/k{n}.parquet",
+        )
+    dead = [
+        {
+            "source_uri": names[0],
+            "stage": "read",
+            "error_type": "OSError",
+            "message": names[-1],
+            "attempts": 3,
+        }
+    ]
+    pq.write_table(pa.Table.from_pylist(dead), out / "deadletter.parquet")
+    return out
+
+
+def test_the_figures_are_those_of_the_job(tmp_path: Path) -> None:
+    """Counts and areas are sums over the inputs; hours are replicas times time; the cost follows from them."""
+    report = gather(str(finished(tmp_path, ("a.tif", "b.tif"))), 2.5)
+    assert report.totals == {1: (14, 1800), 2: (2, 200)}
+    assert report.areas_m2 == {1: 60.0, 2: 50_000.0}
+    assert report.replica_hours == pytest.approx(4.0)
+    page = Page(render(report))
+    for text in ("14", "10.00", "5.00 ha", "60 m²", "1.07", "98.0%", "OSError"):
+        assert text in page.text, text
+
+
+def test_nothing_on_the_page_asks_for_anything(tmp_path: Path) -> None:
+    """No script, no handler, no address but data; and a policy that forbids them anyway."""
+    page = Page(render(gather(str(finished(tmp_path, HOSTILE)), None)))
+    assert not {"script", "iframe", "object", "embed", "form", "base"} & set(page.tags)
+    assert page.handlers == []
+    assert page.addresses
+    assert all(a.startswith("data:") for a in page.addresses)
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    """Every name appears exactly as it is, and only as text."""
+    page = Page(render(gather(str(finished(tmp_path, HOSTILE)), None)))
+    for name in HOSTILE:
+        assert name in page.text, name
+    assert page.tags.count("title") == 1 + len(HOSTILE)  # the page's, and one for each place on the map
+    assert page.tags.count("image") == 0
+
+
+def test_the_map_shows_inputs_side_by_side(tmp_path: Path) -> None:
+    """Two adjacent inputs touch on the map, in the order of their coordinates."""
+    text = render(gather(str(finished(tmp_path, ("a.tif", "b.tif"))), None))
+    places = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)"', text)
+    (x0, y0, w0), (x1, y1, _) = (tuple(map(float, p)) for p in places)
+    assert y0 == y1
+    assert x0 + w0 == pytest.approx(x1, abs=0.02)
+
+
+def test_the_command_writes_the_file(tmp_path: Path) -> None:
+    """report.html lies in OUT, and its address is what is printed."""
+    finished(tmp_path)
+    result = CliRunner().invoke(app, ["report", str(tmp_path), "--price", "1"])
+    assert result.stdout.strip() == str(tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_an_unfinished_job_has_no_report(tmp_path: Path) -> None:
+    """Exit 2, and where to look instead."""
+    with pytest.raises(JobError, match="panoptile status"):
+        gather(str(tmp_path), None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_browser_shows_it_without_a_word(tmp_path: Path, width: int) -> None:
+    """Headless Chromium: no line on its console, no request, no sideways scrolling, a picture of the page."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("Chromium is not installed")
+    finished(tmp_path, HOSTILE)
+    page, picture, log = tmp_path / "report.html", tmp_path / "page.png", tmp_path / "net.json"
+    page.write_text(render(gather(str(tmp_path), 1.0)))
+    run = subprocess.run(
+        [
+            chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            "--disable-background-networking", "--disable-component-update", "--no-first-run",
+            "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}",
+            f"--window-size={width},2000", f"--screenshot={picture}", page.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in run.stderr, run.stderr
+    asked = set(re.findall(r'"url":"(https?://[^"]+)"', log.read_text())) if log.exists() else set()
+    own = ("google", "gvt1.com")  # the browser's own clock, dictionary and updates
+    assert not {u for u in asked if not any(name in u.split("/")[2] for name in own)}, asked
+    image = Image.open(io.BytesIO(picture.read_bytes())).convert("L")
+    assert image.width == width
+    assert len(set(image.resize((64, 64)).tobytes())) > 8  # something was painted
