@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panoptile.pipeline.inputs import InputError
+from panoptile.pipeline.video_gate import MOST_DECODINGS, decodings_per_frame
 from panoptile.pipeline.video_index import VideoIndex
 
 Backend = Literal["auto", "pyav", "decord"]
@@ -77,7 +78,10 @@ class FrameSource(Protocol):
 
 
 def choose_backend(path: str, index: VideoIndex, backend: Backend = "auto") -> Choice:
-    """The decoder for a file, and why. "decord" for a file that it would get wrong raises InputError."""
+    """The decoder for a file, and why: decord where the rules of video_gate let it, PyAV elsewhere.
+
+    "decord" for a file that it would get wrong raises InputError; that it would be slow is not held against it then.
+    """
     if backend not in BACKENDS:
         raise InputError(f"There is no video backend {backend!r}: use auto, pyav or decord.")
     if index.container == "images":
@@ -91,6 +95,9 @@ def choose_backend(path: str, index: VideoIndex, backend: Backend = "auto") -> C
         return Choice("decord", "asked for")
     if objection:
         return Choice("pyav", objection)
+    decodings = decodings_per_frame(len(index), len(index.keys), index.height, index.width)
+    if decodings > MOST_DECODINGS:
+        return Choice("pyav", f"in bounded memory decord would decode each frame {decodings:.0f} times")
     return Choice("decord", "closed GOP, whole, one time a frame")
 
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from panoptile.pipeline.frame_source import Frame, LostFrame, checked_range
 from panoptile.pipeline.inputs import InputError, shown
@@ -98,8 +98,10 @@ class ImageSource:
 
 
 def read_rgb(path: str) -> NDArray[np.uint8]:
-    """(H, W, 3) of one image: grey is repeated, alpha dropped, 16 bits are cut to their upper 8."""
-    with _opened(path) as image:
+    """(H, W, 3) of one image: turned as its orientation tag says, grey repeated, alpha dropped, 16 bits
+    cut to their upper 8."""
+    with _opened(path) as opened:
+        image = ImageOps.exif_transpose(opened)
         if image.mode in _SIXTEEN_BITS:
             grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
             return np.repeat(grey[:, :, None], 3, axis=2)
@@ -110,6 +112,8 @@ def _image_size(path: str) -> tuple[int, int]:
     """(width, height) from the header; InputError for what is no image or too large."""
     with _opened(path) as image:
         width, height = image.size
+        if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # turned by a quarter
+            width, height = height, width
     if width > LIMITS.side or height > LIMITS.side or width * height > LIMITS.pixels:
         raise InputError(f"{shown(path)} declares {width}x{height} pixels, more than {LIMITS.pixels:,}.")
     return width, height

@@ -21,14 +21,10 @@ from panoptile.pipeline.frame_source import Frame, LostFrame, checked_range
 from panoptile.pipeline.inputs import InputError, shown
 from panoptile.pipeline.magic import video_container
 from panoptile.pipeline.video_decode_pyav import PyavSource
+from panoptile.pipeline.video_gate import chunk_frames
 from panoptile.pipeline.video_index import VideoIndex
 
 _log = logging.getLogger(__name__)
-
-CHUNK = 32
-"""Most frames asked of decord at once."""
-CHUNK_BYTES = 64 << 20
-"""Most bytes of pictures in a chunk; a chunk has one frame at least."""
 
 
 class DecordSource:
@@ -69,7 +65,7 @@ class DecordSource:
 
     def _chunks(self, wanted: range) -> Iterator[range]:
         """Runs of at most CHUNK frames that end before a key where one is near: nothing is then decoded twice."""
-        most = max(1, min(CHUNK, CHUNK_BYTES // (3 * self.index.height * self.index.width)))
+        most = chunk_frames(self.index.height, self.index.width)
         at = 0
         while at < len(wanted):
             chunk = wanted[at : at + most]

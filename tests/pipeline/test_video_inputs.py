@@ -1,0 +1,169 @@
+"""Which videos a command line names, and how one in an object store becomes a local file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from tests.pipeline.test_frame_images import write_images
+from tests.pipeline.video_files import write_video
+
+from panoptile.pipeline import video_inputs
+from panoptile.pipeline.inputs import InputError
+from panoptile.pipeline.store_retry import Backoff
+from panoptile.pipeline.video_index import index_video
+from panoptile.pipeline.video_inputs import LocalVideo, find_videos, index_input
+
+FAST = Backoff(attempts=4, first=0.001, most=0.002)
+
+
+def touch(folder: Path, *names: str) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(b"x")
+    return [str(folder / name) for name in names]
+
+
+@pytest.fixture
+def bucket() -> str:
+    """A fresh place in fsspec's memory filesystem, where a URI is handled as in any object store."""
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    return "memory://bucket"
+
+
+def put(uri: str, data: bytes) -> str:
+    fsspec.filesystem("memory").pipe_file(uri.removeprefix("memory:/"), data)
+    return uri
+
+
+def test_files_globs_and_directories(tmp_path: Path) -> None:
+    """A directory gives its videos in natural order; a glob what it matches; each file counts once."""
+    b, a = touch(tmp_path / "d", "clip10.mp4", "clip9.MKV")
+    touch(tmp_path / "d", "notes.txt", ".hidden.mp4")
+    assert find_videos([str(tmp_path / "d")]) == [a, b]
+    assert find_videos([str(tmp_path / "d" / "*.mp4")]) == [b]
+    assert find_videos([b, str(tmp_path / "d"), f"file://{b}"]) == [b, a]
+
+
+def test_a_directory_of_images_is_one_video(tmp_path: Path) -> None:
+    """It stands for itself and is indexed as a sequence; with videos beside the images it is refused."""
+    folder = write_images(tmp_path / "clip", ["0.png", "1.png"])
+    assert find_videos([str(folder)]) == [str(folder)]
+    assert len(index_input(str(folder), sequence_fps=5)) == 2
+    touch(folder, "a.mp4")
+    with pytest.raises(InputError, match="videos and images"):
+        find_videos([str(folder)])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "none.mp4",
+        "*.mp4",
+        "http://host/a.mp4",
+        "s3://key:secret@bucket/a.mp4",
+        "memory://bucket/none.mp4",
+    ],
+)
+def test_what_is_not_there_is_an_error(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: str
+) -> None:
+    """One sentence, exit 2, and never the secret of a URI."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as e:
+        find_videos([source])
+    assert "secret" not in str(e.value)
+    with pytest.raises(InputError):
+        find_videos([])
+
+
+def test_remote_names(bucket: str) -> None:
+    """Objects, globs and folders of an object store give URIs."""
+    a, b = (put(f"{bucket}/d/clip{k}.mp4", b"x") for k in (9, 10))
+    put(f"{bucket}/d/notes.txt", b"x")
+    assert find_videos([a]) == [a]
+    assert find_videos([f"{bucket}/d"]) == [a, b]
+    assert find_videos([f"{bucket}/d/*10.mp4"]) == [b]
+
+
+def test_a_remote_video_is_copied_and_removed(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy is whole, in scratch, and gone after the block; a local video is not copied."""
+    video = write_video(tmp_path / "v.mp4")
+    uri = put(f"{bucket}/v.mp4", video.read_bytes())
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(video_inputs, "PIECE_BYTES", 1000)
+    with LocalVideo(uri, scratch) as copy:
+        assert Path(copy.path).read_bytes() == video.read_bytes()
+        assert Path(copy.path).is_relative_to(scratch)
+        assert len(index_video(copy.path)) == 90
+    assert os.listdir(scratch) == []
+    with LocalVideo(str(video), scratch) as own:
+        assert own.path == str(video)
+    assert video.exists()
+
+
+def test_a_copy_stays_within_its_bound(tmp_path: Path, bucket: str) -> None:
+    """A larger object is refused before a byte is copied, and nothing is left."""
+    uri = put(f"{bucket}/v.mp4", bytes(5000))
+    with pytest.raises(InputError, match="5,000 bytes, more than the bound of 4,999"):
+        LocalVideo(uri, tmp_path, max_bytes=4999)
+    assert os.listdir(tmp_path) == []
+
+
+def test_passing_faults_are_tried_again(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lost connections and short answers cost a piece, not the copy; a lasting fault ends it and leaves nothing."""
+    data = os.urandom(5000)
+    uri = put(f"{bucket}/v.mp4", data)
+    monkeypatch.setattr(video_inputs, "PIECE_BYTES", 1000)
+    fs_class: Any = type(fsspec.filesystem("memory"))
+    plain, calls = fs_class.cat_file, []
+
+    def flaky(self: Any, path: str, start: int | None = None, end: int | None = None, **k: Any) -> bytes:
+        calls.append(start)
+        if len(calls) % 3 == 1:
+            raise ConnectionResetError("gone")
+        if len(calls) % 3 == 2:
+            return bytes(plain(self, path, start=start, end=end - 1 if end else None))
+        return bytes(plain(self, path, start=start, end=end))
+
+    monkeypatch.setattr(fs_class, "cat_file", flaky)
+    with LocalVideo(uri, tmp_path, backoff=FAST) as copy:
+        assert Path(copy.path).read_bytes() == data
+    assert len(calls) == 15
+
+    def broken(self: Any, path: str, **k: Any) -> bytes:
+        raise ConnectionResetError("gone")
+
+    monkeypatch.setattr(fs_class, "cat_file", broken)
+    with pytest.raises(OSError, match="Cannot read memory://bucket/v"):
+        LocalVideo(uri, tmp_path, backoff=FAST)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_object_that_changes_meanwhile_is_refused(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of one version and half of another are never joined."""
+    uri = put(f"{bucket}/v.mp4", bytes(3000))
+    monkeypatch.setattr(video_inputs, "PIECE_BYTES", 1000)
+    fs_class: Any = type(fsspec.filesystem("memory"))
+    plain = fs_class.cat_file
+
+    def replaced(self: Any, path: str, **k: Any) -> bytes:
+        data = bytes(plain(self, path, **k))
+        if k["start"] == 2000:
+            put(uri, bytes(3001))
+        return data
+
+    monkeypatch.setattr(fs_class, "cat_file", replaced)
+    with pytest.raises(OSError, match="changed while it was copied"):
+        LocalVideo(uri, tmp_path, backoff=FAST)
+    assert os.listdir(tmp_path) == []
