@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from panoptile.model.classes import ClassTable
+from panoptile.pipeline.any_plan import AnyPlan
+from panoptile.pipeline.fault_points import reach
 from panoptile.pipeline.joined import Fragments, Joined, JoinedLabels, join
 from panoptile.pipeline.layout import commit_key
 from panoptile.pipeline.memory import map_large_blocks, release_unused
@@ -51,7 +53,7 @@ class ClassCount:
 class FinishedInput:
     """One input, published."""
 
-    plan: RasterPlan
+    plan: AnyPlan
     assets: tuple[Asset, ...]
     """Files of the published tree."""
     preview: str | None
@@ -108,9 +110,11 @@ def finish_input(
     things = frozenset(c.class_id for c in classes if c.is_thing)
     with contextlib.closing(Fragments(store, plan)) as fragments:
         started = time.perf_counter()
+        reach("stitch.before")
         _withdraw_damaged(store, fragments)
         joined = join(fragments, things, keep)
         release_unused()
+        reach("stitch.after")
         stitched = time.perf_counter()
         assets, preview, seams = _publish_files(store, fragments, joined, classes, products, tags)
         store.put_bytes(f"tiles/{plan.info.key}.parquet", _tile_table(plan, fragments, joined))
@@ -188,7 +192,9 @@ def put_asset(store: Store, key: str, path: Path) -> Asset:
     with path.open("rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
     size = path.stat().st_size
+    reach("publish.before_file")
     store.put_file(key, path)
+    reach("publish.after_file")
     return Asset(key, digest, size)
 
 
