@@ -92,7 +92,8 @@ def _build(path: str, settings: CheckpointSettings, folder: Path) -> None:
 
 
 def _settled_config(settings: CheckpointSettings) -> Mask2FormerConfig:
-    """The configuration with names, task and things written down, and with the backbone under our own name."""
+    """The configuration with names, task, things and colours written down, and the backbone under our own name."""
+    from panoptile.model.classes import spread_color
     from panoptile.model.config import Mask2FormerConfig
     from panoptile.model.timm_resnet import resnet_config
 
@@ -100,8 +101,14 @@ def _settled_config(settings: CheckpointSettings) -> Mask2FormerConfig:
     changes: dict[str, Any] = {
         "id2label": {c.label_id: c.name for c in settings.classes},
         "panoptile": (config.panoptile or {})
-        | {"task": settings.task, "thing_label_ids": sorted(settings.classes.thing_label_ids)},
+        | {
+            "task": settings.task,
+            "thing_label_ids": sorted(settings.classes.thing_label_ids),
+        },
     }
+    changes["panoptile"].pop("colors", None)
+    if any(c.color != spread_color(c.label_id) for c in settings.classes):  # generated ones need no words
+        changes["panoptile"]["colors"] = [row["color"] for row in settings.classes.to_json()]
     if config.backbone_type == "timm_backbone":
         changes["backbone_config"] = resnet_config(config.backbone_config)
     return Mask2FormerConfig.from_dict(config.to_dict() | changes)

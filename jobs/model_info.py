@@ -42,11 +42,25 @@ def info_fields(model: str, labels: str | None, size: int | None = None) -> dict
         "gsd_m": info.gsd_m,
         "gflops": None if size is None else _gflops(config, size),
         "gflops_size": size,
+        "precision": _precision(),
         "license": block.get("license"),
         "note": block.get("note"),
         "sha256": info.sha256,
         "classes": info.classes.to_json(),
     }
+
+
+def _precision() -> str:
+    """What ``--precision`` offers on this machine."""
+    import torch
+
+    from panoptile.model.precision import choose_precision, is_bf16_native
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = "GPU" if device.type == "cuda" else "CPU"
+    auto = "bf16" if choose_precision("auto", device) == torch.bfloat16 else "fp32"
+    bf16 = "bf16" if is_bf16_native(device) else "bf16 (emulated, slow)"
+    return f"fp32 or {bf16} on this {place}; auto is {auto}"
 
 
 def _gflops(config: Mask2FormerConfig, size: int) -> float:
@@ -71,6 +85,7 @@ def info_text(fields: dict[str, Any]) -> str:
         "queries": f"{fields['num_queries']} (the most segments of one tile)",
         "input": f"{fields['channels']} bands"
         + (f", trained at {fields['gsd_m']:g} m per pixel" if fields["gsd_m"] else ""),
+        "precision": fields["precision"],
         "license": fields["license"],
         "note": fields["note"],
         "sha256": fields["sha256"],

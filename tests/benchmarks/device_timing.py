@@ -86,4 +86,4 @@ def _now(device: torch.device) -> Any:
 
 
 def _between(start: Any, end: Any) -> float:
-    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1e3
+    return float(end - start if isinstance(start, float) else start.elapsed_time(end) / 1e3)

@@ -165,3 +165,25 @@ def test_a_swin_tiny_takes_the_known_number_of_operations() -> None:
     assert (
         72 < forward_flops(Mask2FormerConfig(backbone_config=backbone, num_labels=133), 384, 384) / 1e9 < 78
     )
+
+
+def test_colours_of_the_class_table_are_kept(pickled: Path, tmp_path: Path, run: Run) -> None:
+    """Colours of --labels are the result's own; where a row has none, it is the generated one."""
+    rows: list[dict[str, object]] = [{"name": f"kind {i}", "is_thing": i < 2} for i in range(19)]
+    rows[0]["color"], rows[7]["color"] = "#102030", "#ff0080"
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps(rows))
+    run("model", "convert", pickled, tmp_path / "out", "--labels", labels)
+    expected = [c["color"] for c in run("model", "info", pickled, "--labels", labels)["classes"]]
+    assert (expected[0], expected[7]) == ("#102030", "#ff0080")
+    assert [c["color"] for c in run("model", "info", tmp_path / "out")["classes"]] == expected
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["panoptile"]["colors"] == expected
+
+
+def test_info_tells_the_numbers_that_it_can_compute_in(pickled: Path, run: Run) -> None:
+    """Which precisions there are on this machine, and which one auto is; here, without a GPU, fp32."""
+    told = run("model", "info", pickled)["precision"]
+    assert "fp32 or bf16" in told
+    if not torch.cuda.is_available():
+        assert told.endswith("on this CPU; auto is fp32")
