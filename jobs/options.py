@@ -16,7 +16,8 @@ Model = Annotated[
     typer.Option(
         metavar="PATH|ID",
         help="Checkpoint folder, hub id, 'builtin', or echo:LABELS.tif[,CLASSES.tif] (diagnostics: returns "
-        "the label raster's own crop, so that anything wrong in the result is the pipeline's).",
+        "the label raster's own crop, so that anything wrong in the result is the pipeline's; .npy of frames "
+        "for a video).",
     ),
 ]
 TaskName = Annotated[
@@ -150,6 +151,147 @@ AllowDrivers = Annotated[
         "name them for files that you trust.",
     ),
 ]
+_VIDEO, _LINKING = "Video", "Linking of video segments (relink changes these without segmenting anew)"
+Kind = Annotated[
+    str,
+    typer.Option(
+        "--as",
+        metavar="auto|raster|video",
+        help="What the sources are; auto: videos by their endings, all else rasters (a folder too).",
+    ),
+]
+Fps = Annotated[
+    float | None,
+    typer.Option(metavar="N", help="Frames a second to segment; default: all.", rich_help_panel=_VIDEO),
+]
+Every = Annotated[
+    int | None, typer.Option(metavar="N", help="Segment every N-th frame.", rich_help_panel=_VIDEO)
+]
+Start = Annotated[
+    float | None,
+    typer.Option(metavar="S", help="Begin so many seconds after the first frame.", rich_help_panel=_VIDEO),
+]
+End = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S", help="End before so many seconds after the first frame.", rich_help_panel=_VIDEO
+    ),
+]
+FrameSize = Annotated[
+    int | None,
+    typer.Option(
+        "--frame-size",
+        metavar="PX",
+        help="Shorter side at which the network sees a frame; masks keep the frame's size. Default: as it is.",
+        rich_help_panel=_VIDEO,
+    ),
+]
+SequenceFps = Annotated[
+    float | None,
+    typer.Option(
+        "--sequence-fps",
+        metavar="N",
+        help="Frames a second of a folder of numbered images (with --as video).",
+        rich_help_panel=_VIDEO,
+    ),
+]
+DecoderName = Annotated[
+    str,
+    typer.Option(
+        "--decoder",
+        metavar="auto|pyav|decord",
+        help="auto: decord where it is provably right, else PyAV; frames.parquet says which and why.",
+        rich_help_panel=_VIDEO,
+    ),
+]
+AllQueries = Annotated[
+    bool,
+    typer.Option(
+        "--all-queries",
+        help="Keep the states of all queries, so that relink can use minvis (100 KB a frame).",
+        rich_help_panel=_VIDEO,
+    ),
+]
+Overlay = Annotated[
+    bool,
+    typer.Option("--overlay", help="Also write an MP4 with the tracks drawn in.", rich_help_panel=_VIDEO),
+]
+Link = Annotated[
+    str,
+    typer.Option(
+        metavar="panoptile|minvis",
+        help="panoptile: embeddings, overlap and class with births and deaths; minvis: as in that paper.",
+        rich_help_panel=_LINKING,
+    ),
+]
+MaxAge = Annotated[
+    float,
+    typer.Option(
+        "--max-age", metavar="S", help="Seconds unseen after which a track ends.", rich_help_panel=_LINKING
+    ),
+]
+MatchThreshold = Annotated[
+    float,
+    typer.Option(
+        "--match-threshold",
+        metavar="COST",
+        help="Cost from which a segment starts a track of its own.",
+        rich_help_panel=_LINKING,
+    ),
+]
+IouWeight = Annotated[
+    float,
+    typer.Option(
+        "--iou-weight",
+        metavar="W",
+        help="Weight of 1 - IoU with the frame before.",
+        rich_help_panel=_LINKING,
+    ),
+]
+ClassWeight = Annotated[
+    float,
+    typer.Option("--class-weight", metavar="W", help="Cost of another class.", rich_help_panel=_LINKING),
+]
+MinCosine = Annotated[
+    float,
+    typer.Option(
+        "--min-cosine",
+        metavar="T",
+        help="A pair below this cosine and below --min-iou is never joined.",
+        rich_help_panel=_LINKING,
+    ),
+]
+MinIou = Annotated[
+    float,
+    typer.Option("--min-iou", metavar="T", help="See --min-cosine.", rich_help_panel=_LINKING),
+]
+BirthScore = Annotated[
+    float,
+    typer.Option(
+        "--birth-score",
+        metavar="T",
+        help="Lowest score that starts or shapes a track.",
+        rich_help_panel=_LINKING,
+    ),
+]
+MinHits = Annotated[
+    int,
+    typer.Option(
+        "--min-hits",
+        metavar="N",
+        help="Tracks in fewer frames are not 'confirmed' (they are published all the same).",
+        rich_help_panel=_LINKING,
+    ),
+]
+SceneCut = Annotated[
+    float,
+    typer.Option(
+        "--scene-cut",
+        metavar="T",
+        help="Change of colours, 0-1, from which overlap with the frame before says nothing.",
+        rich_help_panel=_LINKING,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No messages but errors.")]
 
@@ -163,7 +305,7 @@ SourcesOrJob = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="SRC…|job.yaml",
-        help="Rasters, folders or quoted patterns such as 'scenes/*.tif'; or one job file.",
+        help="Rasters, videos, folders or quoted patterns such as 'scenes/*.tif'; or one job file.",
     ),
 ]
 
@@ -191,6 +333,26 @@ JOB: Mapping[str, Any] = {
     "threads": Threads,
     "precision": PrecisionName,
     "compile": Compile,
+    "kind": Kind,
+    "fps": Fps,
+    "every": Every,
+    "start": Start,
+    "end": End,
+    "frame_size": FrameSize,
+    "sequence_fps": SequenceFps,
+    "decoder": DecoderName,
+    "all_queries": AllQueries,
+    "overlay": Overlay,
+    "link": Link,
+    "max_age": MaxAge,
+    "match_threshold": MatchThreshold,
+    "iou_weight": IouWeight,
+    "class_weight": ClassWeight,
+    "min_cosine": MinCosine,
+    "min_iou": MinIou,
+    "birth_score": BirthScore,
+    "min_hits": MinHits,
+    "scene_cut": SceneCut,
     "workers": Workers,
     "local": Local,
     "retries": Retries,

@@ -11,11 +11,31 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from panoptile.pipeline.gdal_env import SKIPPED_DRIVERS
+from panoptile.pipeline.link_options import LinkMethod, LinkOptions
 from panoptile.pipeline.remote_uri import needs_one_process
 from panoptile.pipeline.terms import Compression, Precision, Task
 
+InputKind = Literal["auto", "raster", "video"]
+"""What sources are; auto: videos by their names, the rest rasters."""
+Decoder = Literal["auto", "pyav", "decord"]
+"""What decodes videos; auto: decord where it is provably right, else PyAV."""
+
 IfRunning = Literal["attach", "skip", "fail"]
 """What to do where another run of this very job is at work."""
+
+LINK_OPTIONS = (
+    "link",
+    "max_age",
+    "match_threshold",
+    "iou_weight",
+    "class_weight",
+    "min_cosine",
+    "min_iou",
+    "birth_score",
+    "min_hits",
+    "scene_cut",
+)
+"""Fields that ``relink`` can change without segmenting anew."""
 
 LAYOUT_VERSION = 1
 """Raised whenever equal parameters can give other pixels or other files than before."""
@@ -54,6 +74,32 @@ class JobSpec:
     precision: Precision = "auto"
     compile: bool = False
     """Run the network through torch.compile, which rounds in other places."""
+    kind: InputKind = "auto"
+    fps: float | None = None
+    """Frames a second of a video to segment; None: all, or every ``every``-th."""
+    every: int | None = None
+    start: float | None = None
+    """Seconds from the first frame of a video."""
+    end: float | None = None
+    frame_size: int | None = None
+    """Shorter side, in pixels, at which the network sees a frame; None: as it is."""
+    sequence_fps: float | None = None
+    """Frames a second of a directory of images."""
+    decoder: Decoder = "auto"
+    all_queries: bool = False
+    """Keep the states of all queries of each frame: relinking by minvis needs them."""
+    overlay: bool = False
+    # How segments of frames become tracks: it needs no network, so it is part of the result's name, not of the job's.
+    link: LinkMethod = "panoptile"
+    max_age: float = 1.0
+    match_threshold: float = 0.7
+    iou_weight: float = 0.5
+    class_weight: float = 0.3
+    min_cosine: float = 0.5
+    min_iou: float = 0.1
+    birth_score: float = 0.5
+    min_hits: int = 3
+    scene_cut: float = 0.5
     # What follows changes how the job runs, never a pixel.
     workers: int | None = None
     local: bool = False
@@ -123,7 +169,41 @@ class JobSpec:
         both = sorted(set(self.classes) & set(self.exclude))
         if both:
             raise ValueError(f"{', '.join(both)}: named both by --classes and by --exclude.")
+        self._check_video()
         self.allowed_failures(100)
+
+    def _check_video(self) -> None:
+        if self.kind not in get_args(InputKind):
+            raise ValueError(f"--as is auto, raster or video, got {self.kind!r}.")
+        if self.decoder not in get_args(Decoder):
+            raise ValueError(f"--decoder is auto, pyav or decord, got {self.decoder!r}.")
+        if self.fps is not None and self.every is not None:
+            raise ValueError("--fps and --every exclude each other: give one of them.")
+        for name in ("fps", "sequence_fps"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} must be positive frames a second, got {value}.")
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"--every must be at least 1, got {self.every}.")
+        if self.frame_size is not None and not 32 <= self.frame_size <= 8192:
+            raise ValueError(f"--frame-size must lie between 32 and 8192 pixels, got {self.frame_size}.")
+        if self.start is not None and self.end is not None and self.end <= self.start:
+            raise ValueError(f"--end {self.end} must lie after --start {self.start}.")
+        self.link_options()
+
+    def link_options(self) -> LinkOptions:
+        """How segments of frames become tracks. Raises ``ValueError``."""
+        fields = self.link_fields()
+        return LinkOptions(method=fields.pop("link"), **fields)  # type: ignore[arg-type]
+
+    def link_fields(self) -> dict[str, object]:
+        """What decides how segments of frames become tracks, besides the segments."""
+        return {name: getattr(self, name) for name in LINK_OPTIONS}
+
+    @property
+    def keeps_all_queries(self) -> bool:
+        """Whether fragments of videos hold the states of all queries."""
+        return self.all_queries or self.link == "minvis"
 
     def allowed_failures(self, units: int) -> int:
         """How many of ``units`` may fail before the run stops; a skipped input counts as one unit, and as failed."""
@@ -161,8 +241,18 @@ class JobSpec:
                 "threads",
                 "precision",
                 "compile",
+                "kind",
+                "fps",
+                "every",
+                "start",
+                "end",
+                "frame_size",
+                "sequence_fps",
+                "decoder",
+                "overlay",
             )
         }
+        fields["all_queries"] = self.keeps_all_queries
         fields["classes"] = sorted(self.classes)
         fields["exclude"] = sorted(self.exclude)
         fields["labels"] = _content(self.labels)

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from panoptile.pipeline.frame_segments import FrameSegments
 from panoptile.pipeline.link_cost import (
     Candidates,
-    LinkOptions,
     assign,
     overlap_iou,
     pair_costs,
     unit_rows,
 )
+from panoptile.pipeline.link_options import LinkOptions
 
 _TIME_SLACK = 1e-6
 """Seconds: times are sums of rounded parts, and an age of exactly the limit is within it."""

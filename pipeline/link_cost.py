@@ -5,63 +5,16 @@ Letters: T live tracks, N segments of the frame, C channels.
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-LinkMethod = Literal["panoptile", "minvis"]
+from panoptile.pipeline.link_options import LinkOptions
 
 _DECIMALS = 6
 """Costs are rounded, so that the last bits of a matrix product cannot decide an assignment."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinkOptions:
-    """What decides which segments become one track; nothing of it needs the network again."""
-
-    method: LinkMethod = "panoptile"
-    max_age: float = 1.0
-    """Seconds that a track may stay unseen and keep its id."""
-    match_threshold: float = 0.7
-    """Cost from which a segment starts a track of its own rather than going on with one."""
-    iou_weight: float = 0.5
-    """Weight of 1 - IoU with the track's mask of the frame before, where it was seen there."""
-    class_weight: float = 0.3
-    """Cost of another class."""
-    min_cosine: float = 0.5
-    min_iou: float = 0.1
-    """A pair below both ``min_cosine`` and ``min_iou`` is never joined."""
-    birth_score: float = 0.5
-    """A segment with a lower score neither starts a lasting track nor changes a track's memory."""
-    min_hits: int = 3
-    """Tracks seen in fewer frames are published as not confirmed."""
-    scene_cut: float = 0.5
-    """Change of the colour histogram (0-1, total variation) from which overlaps with the frame before say nothing."""
-
-    def __post_init__(self) -> None:
-        if self.method not in get_args(LinkMethod):
-            raise ValueError(f"--link is panoptile or minvis, got {self.method!r}.")
-        if not 0 <= self.max_age < math.inf:
-            raise ValueError(f"--max-age must be seconds from 0, got {self.max_age}.")
-        for name in ("match_threshold", "iou_weight", "class_weight"):
-            if not 0 <= getattr(self, name) <= 10:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} must lie between 0 and 10, got {getattr(self, name)}."
-                )
-        for name in ("min_cosine", "min_iou", "birth_score", "scene_cut"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} must lie between 0 and 1, got {getattr(self, name)}."
-                )
-        if self.min_hits < 1:
-            raise ValueError(f"--min-hits must be at least 1, got {self.min_hits}.")
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from panoptile.model.classes import ClassTable
+from panoptile.pipeline.fault_points import reach
 from panoptile.pipeline.finish import Asset, ClassCount, FinishedInput, put_asset
 from panoptile.pipeline.layout import commit_key
-from panoptile.pipeline.link_cost import LinkOptions
+from panoptile.pipeline.link_options import LinkOptions
 from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.store import Store
 from panoptile.pipeline.video_link import VideoFragments, link_video
@@ -39,11 +40,13 @@ def finish_video(
     things = frozenset(c.class_id for c in classes if c.is_thing)
     fragments = VideoFragments(store, plan)
     started = time.perf_counter()
+    reach("stitch.before")
     _withdraw_damaged(store, fragments)
     with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
         scratch = Path(folder)
         linked = link_video(fragments, things, products.link, scratch / "ids")
         done_linking = time.perf_counter()
+        reach("stitch.after")
         published = publish_video(fragments, linked, classes, keep, products.link.min_hits, scratch)
         assets, preview = _put(store, plan, published, classes, products, scratch)
         used = linked.queries_used[linked.queries_used >= 0]
@@ -62,6 +65,7 @@ def finish_video(
         queries_used_mean=float(used.mean()) if used.size else 0.0,
         stitch_seconds=done_linking - started,
         publish_seconds=time.perf_counter() - done_linking,
+        failed_tiles=published.failed_frames,
     )
 
 

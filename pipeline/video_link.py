@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from panoptile.pipeline.commit import Commit, read_commit
 from panoptile.pipeline.label_runs import LabelRuns, common_pixels, decoded_labels
 from panoptile.pipeline.link import Linker, TrackLinker
-from panoptile.pipeline.link_cost import LinkOptions
+from panoptile.pipeline.link_options import LinkOptions
 from panoptile.pipeline.minvis import MinVisLinker
 from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.store import Store

@@ -17,7 +17,7 @@ from tests.pipeline.moving_worlds import TABLE, expected_ids, make_world, same_p
 from tests.pipeline.video_flow import finish, plan_video, published_maps, run_units, video_of, write_truth
 
 from panoptile.pipeline.layout import commit_key
-from panoptile.pipeline.link_cost import LinkOptions
+from panoptile.pipeline.link_options import LinkOptions
 from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.video_finish import VideoProducts, finish_video
 from panoptile.pipeline.video_fragment import VideoFragment
