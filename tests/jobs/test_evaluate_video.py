@@ -1,0 +1,166 @@
+"""``panoptile eval`` and ``compare`` of videos: ground truth in every form, frames that only one side has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+from tests.jobs.test_evaluate import _eval
+from typer.testing import CliRunner
+
+from panoptile.jobs.cli import app
+from panoptile.jobs.compare import compare
+from panoptile.jobs.console import Console
+from panoptile.jobs.evaluate import EvalOptions, evaluate
+from panoptile.jobs.exits import JobError
+from panoptile.jobs.ground_truth import TruthOptions
+from panoptile.model.classes import ClassTable
+from panoptile.pipeline import layout
+from panoptile.pipeline.video_tables import ClassNames, MaskColumns, MaskWriter, mask_table
+
+import pyarrow as pa  # isort: skip
+
+TABLE = ClassTable.from_names(["car", "road"], {0})
+CAR, ROAD, OTHER = 1, 2, 3
+"""Tracks; OTHER is a second car."""
+CLASS_OF = {0: 0, CAR: 1, ROAD: 2, OTHER: 1}
+
+
+def _video(frames: int = 6) -> NDArray[np.int64]:
+    """A car that drives over a road, (frames, 8, 20)."""
+    labels = np.full((frames, 8, 20), ROAD)
+    for t in range(frames):
+        labels[t, 2:6, 2 * t : 2 * t + 6] = CAR
+    return labels
+
+
+def _write_run(out: Path, labels: NDArray[np.int64], *, first: int = 0, key: str = "clip-0123456789") -> Path:
+    """A finished run over one video, as its published files are; frames count from ``first``."""
+    folder = out / "video" / key
+    folder.mkdir(parents=True)
+    writer = MaskWriter(folder / "masks.parquet")
+    numbers = first + np.arange(len(labels))
+    for item, frame in enumerate(labels):
+        tracks = np.unique(frame)
+        masks = [coco_mask.encode(np.asfortranarray(frame == t, np.uint8)) for t in tracks]
+        classes = np.array([CLASS_OF[int(t)] for t in tracks], np.uint16)
+        rows = MaskColumns(
+            np.full(len(tracks), item), tracks.astype(np.int32), classes,
+            np.full(len(tracks), 0.9, np.float32), np.array([coco_mask.toBbox(m) for m in masks], np.int32),
+            np.array([coco_mask.area(m) for m in masks], np.int64), pa.array([m["counts"].decode() for m in masks]),
+        )  # fmt: skip
+        shape = (frame.shape[0], frame.shape[1])
+        table = mask_table(rows, classes, ClassNames(TABLE), numbers, numbers, numbers / 24.0, shape)
+        writer.add(table, rows.items)
+    writer.close()
+    (out / layout.CLASSES).write_text(json.dumps(TABLE.to_json()))
+    (out / "_state" / "plan").mkdir(parents=True)
+    (out / "_state" / "plan" / f"{key}.json").write_text(json.dumps({"kind": "video"}))
+    (out / layout.SUCCESS).write_text("{}")
+    return out
+
+
+def test_perfect_tracks(tmp_path: Path) -> None:
+    """A run against itself, as a run and as its table of masks: every figure is 100."""
+    out = _write_run(tmp_path / "out", _video())
+    (table,) = out.glob("video/*/masks.parquet")
+    for result in (_eval(out, out), _eval(out, table, labels=str(out / layout.CLASSES))):
+        assert result.video is not None
+        vpq, stq = result.video
+        assert (vpq.all, vpq.things, vpq.stuff, stq.stq, result.instances.ap) == (1, 1, 1, 1, 1)
+        assert sorted(vpq.windows) == [1, 2, 4, 6]
+        assert stq.tracks == 1
+
+
+def _broken(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The car gets another id in the last third."""
+    found = labels.copy()
+    late = found[4:]
+    late[late == CAR] = OTHER
+    return found
+
+
+def test_label_frames_and_youtube_vis(tmp_path: Path) -> None:
+    """A track broken after 4 of 6 frames: AQ 5/9, tube PQ by hand, the same from frames, divisors and YouTube-VIS."""
+    labels = _video()
+    out = _write_run(tmp_path / "out", _broken(labels))
+    frames, coded, vis = tmp_path / "frames", tmp_path / "coded", tmp_path / "vis.json"
+    frames.mkdir()
+    coded.mkdir()
+    tracks = []
+    for t, frame in enumerate(labels):
+        car = frame == CAR
+        Image.fromarray(np.where(car, 7, 0).astype(np.uint8)).save(frames / f"{t:04d}.png")
+        values = np.where(car, 1000 + 7, 2000).astype(np.uint16)
+        Image.fromarray(values).save(coded / f"frame{t}.png")
+        code = coco_mask.encode(np.asfortranarray(car, np.uint8))
+        tracks.append({"size": code["size"], "counts": code["counts"].decode()})
+    document = {
+        "videos": [{"id": 1, "height": 8, "width": 20, "file_names": [f"clip/{t}.jpg" for t in range(6)]}],
+        "categories": [{"id": 5, "name": "car"}],
+        "annotations": [{"id": 1, "video_id": 1, "category_id": 5, "iscrowd": 0, "segmentations": tracks}],
+    }
+    vis.write_text(json.dumps(document))
+    (tmp_path / "table.json").write_text(json.dumps(TABLE.to_json()))
+    results = [
+        _eval(out, frames, class_name="car"),
+        _eval(out, vis),
+        _eval(out, coded, labels=str(tmp_path / "table.json"), divisor=1000),
+    ]
+    for result in results:
+        assert result.video is not None
+        vpq, stq = result.video
+        assert stq.aq == pytest.approx((4 / 6) ** 2 + (2 / 6) ** 2)
+        assert vpq.windows[1].things.pq == 1.0
+        assert vpq.windows[6].things.pq == pytest.approx((4 / 6) / 1.5)
+        assert result.panoptic.things.pq == pytest.approx((4 / 6) / 1.5)  # of whole tracks
+    road = results[2].video
+    assert road is not None
+    assert road[0].stuff == 1.0
+
+
+def test_frames_that_one_side_lacks_are_not_compared(tmp_path: Path) -> None:
+    """A run that starts at frame 2 is compared on frames 2 to 5; without a common frame, exit 2."""
+    labels = _video()
+    whole = _write_run(tmp_path / "whole", labels)
+    late = _write_run(tmp_path / "late", labels[2:], first=2)
+    result = _eval(late, whole)
+    assert result.pixels == 4 * 8 * 20
+    assert result.video is not None
+    assert result.video[0].all == 1.0
+    assert sorted(result.video[0].windows) == [1, 2, 4]
+    other = _write_run(tmp_path / "other", labels, first=100)
+    with pytest.raises(JobError, match="no frame in common"):
+        _eval(other, whole)
+
+
+def test_compare_two_runs_over_a_video(tmp_path: Path) -> None:
+    """A broken track: the long part matches its whole, the rest appeared; places on the ground are refused."""
+    old = _write_run(tmp_path / "old", _video())
+    new = _write_run(tmp_path / "new", _broken(_video()))
+    result = compare(str(old), str(new), Console(quiet=True))
+    assert result.changes["old"]["split"] == 1
+    assert result.things("new") == 2
+    assert result.ratio == 2.0
+    with pytest.raises(JobError, match="no place on the ground"):
+        compare(str(old), str(new), Console(quiet=True), geojson=str(tmp_path / "x.geojson"))
+
+
+def test_options_that_mean_nothing_for_videos(tmp_path: Path) -> None:
+    """A window, polygons and label frames of several classes without a divisor are refused."""
+    out = _write_run(tmp_path / "out", _video())
+    with pytest.raises(JobError, match="videos are compared whole"):
+        evaluate(str(out), EvalOptions(TruthOptions(str(out)), window="0,0,2,2"), Console(quiet=True))
+    (tmp_path / "frames").mkdir()
+    with pytest.raises(JobError, match="--divisor"):
+        _eval(out, tmp_path / "frames", labels=str(out / layout.CLASSES))
+    with pytest.raises(JobError, match="holds no label rasters"):
+        _eval(out, tmp_path / "frames", class_name="car")
+    text = CliRunner().invoke(app, ["eval", str(out), "--gt", str(out)])
+    assert "VPQ      100.00" in text.stdout
+    assert "STQ      100.00" in text.stdout
