@@ -1,0 +1,45 @@
+"""``panoptile export``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from panoptile.jobs import options as opt
+from panoptile.jobs.console import Console
+
+FORMATS_HELP = (
+    "stac, coco-panoptic, coco, geojson, flatgeobuf, gpkg, pmtiles, fiftyone, cvat, labelstudio; "
+    "coco-panoptic-video and ytvis for videos."
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command(
+        epilog="Examples: panoptile export out/ --to gpkg -o objects.gpkg ; panoptile export out/ --to stac"
+    )(export)
+
+
+def export(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Output folder of a finished run.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help=FORMATS_HELP)],
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", metavar="PATH", help="New file or folder; stac writes OUT/catalog."),
+    ] = None,
+    classes: opt.Classes = None,
+    tile: Annotated[
+        int,
+        typer.Option(
+            metavar="PX", help="Side of the image tiles of formats that hold images (COCO and others)."
+        ),
+    ] = 1024,
+    as_json: opt.Json = False,
+) -> None:
+    """Write a finished result in another format, with the libraries that define it."""
+    from panoptile.jobs.export import export_to
+
+    written = export_to(out, to, output, opt.names("--classes", classes), tile)
+    Console(as_json=as_json).data("\n".join(written), {"format": to, "written": written})

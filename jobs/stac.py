@@ -1,0 +1,293 @@
+"""The outputs as a static STAC catalogue in ``OUT/catalog/``: a collection, one item per input, one for the model.
+
+Items carry the projection, raster, classification, processing and file extensions, the model's item the machine
+learning model extension (MLM). Links are relative: the folder can be moved or served as it is.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pystac
+from pystac.extensions.classification import Classification, ClassificationExtension
+from pystac.extensions.file import FileExtension
+from pystac.extensions.mlm import (
+    InputStructure,
+    MLMExtension,
+    ModelInput,
+    ModelOutput,
+    ResultStructure,
+    TaskType,
+)
+from pystac.extensions.projection import ProjectionExtension
+from pystac.extensions.raster import DataType, RasterBand, RasterExtension
+
+from panoptile.jobs.exits import invalid
+from panoptile.jobs.state import read_json, store_errors
+from panoptile.model.classes import ClassTable
+from panoptile.pipeline import (
+    gdal_env,  # noqa: F401  (GDAL's environment, before rasterio)
+    layout,
+)
+from panoptile.pipeline.redaction import redacted
+from panoptile.pipeline.store import Store, open_store
+
+import rasterio.crs  # isort: skip  (after gdal_env)
+import rasterio.warp  # isort: skip
+
+FOLDER = "catalog"
+PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
+PARQUET = "application/vnd.apache.parquet"
+WORLD = [-180.0, -90.0, 180.0, 90.0]
+
+
+def write_catalog(out: str) -> str:
+    """Write ``catalog/`` anew from a finished job; returns where it begins. Raises :class:`JobError` (exit 2)."""
+    try:
+        store = open_store(out)
+    except ValueError as e:
+        raise invalid(str(e)) from e
+    with store_errors(out):
+        if not store.exists(layout.SUCCESS):
+            raise invalid(
+                f"{out} holds no finished run: there is no {layout.SUCCESS}. See panoptile status {out}."
+            )
+        job = read_json(store, layout.JOB) or {}
+        with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
+            classes = ClassTable.from_file(store.local_copy(layout.CLASSES, Path(folder)))
+        assets = _assets(store)
+        links, boxes, times = [], [], []
+        for item in _items(store, job, classes, assets):
+            name = f"items/{item.id}.json"
+            store.put_bytes(
+                f"{FOLDER}/{name}", _json(item.to_dict(include_self_link=False, transform_hrefs=False))
+            )
+            links.append({"rel": "item", "href": f"./{name}", "type": "application/geo+json"})
+            boxes += [item.bbox] if item.bbox else []
+            times += [item.datetime] if item.datetime else []
+        model = _model_item(job, classes)
+        store.put_bytes(
+            f"{FOLDER}/model.json", _json(model.to_dict(include_self_link=False, transform_hrefs=False))
+        )
+        links.append({"rel": "item", "href": "./model.json", "type": "application/geo+json"})
+        collection = _collection(store, job, boxes, times)
+        fields = collection.to_dict(include_self_link=False, transform_hrefs=False)
+        fields["links"] = [{"rel": "root", "href": "./collection.json", "type": "application/json"}, *links]
+        store.put_bytes(f"{FOLDER}/collection.json", _json(fields))
+        return store.uri(f"{FOLDER}/collection.json")
+
+
+def _assets(store: Store) -> dict[str, list[dict[str, Any]]]:
+    """Published files by the key of their input."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    table = pq.read_table(io.BytesIO(store.read_bytes(layout.MANIFEST)))
+    for row in table.to_pylist():
+        if row["kind"] == "asset":
+            found.setdefault(row["input"], []).append(row)
+    return found
+
+
+def _items(
+    store: Store, job: dict[str, Any], classes: ClassTable, assets: dict[str, list[dict[str, Any]]]
+) -> Iterator[pystac.Item]:
+    for key in store.keys("_state/plan"):
+        plan = json.loads(store.read_bytes(key))
+        name = key.rsplit("/", 1)[-1].removesuffix(".json")
+        if name in assets:
+            yield _item(store, name, plan, job, classes, assets[name])
+
+
+def _item(
+    store: Store,
+    key: str,
+    plan: dict[str, Any],
+    job: dict[str, Any],
+    classes: ClassTable,
+    assets: list[dict[str, Any]],
+) -> pystac.Item:
+    about = plan.get("info") or plan.get("index") or plan
+    geometry, bbox = _place(about)
+    source = redacted(str(about.get("uri") or plan.get("uri") or key))
+    taken = datetime.fromtimestamp(int(about.get("mtime_ns") or 0) / 1e9, UTC)
+    item = pystac.Item(
+        key,
+        geometry,
+        bbox,
+        taken,
+        {
+            "title": source.rsplit("/", 1)[-1],
+            "description": "Panoptic segmentation. The time is that of the source file; it may not be the acquisition's.",
+            "processing:software": {"panoptile": version("panoptile")},
+            "processing:facility": "panoptile",
+            "processing:lineage": f"Segmented from {source} by job {str(job.get('fingerprint', ''))[:16]}.",
+        },
+        stac_extensions=[PROCESSING],
+    )
+    for link in ("root", "collection", "parent"):
+        item.add_link(pystac.Link(link, "../collection.json", "application/json"))
+    item.add_link(pystac.Link("derived_from", source))
+    item.add_link(
+        pystac.Link("processing-expression", "../model.json", "application/geo+json", title="The model")
+    )
+    item.collection_id = FOLDER
+    for row in assets:
+        _add_asset(item, row, about, classes)
+    preview = f"previews/{key}.png"
+    if store.exists(preview):
+        item.add_asset(
+            "preview", pystac.Asset(f"../../{preview}", media_type="image/png", roles=["overview"])
+        )
+    return item
+
+
+def _place(about: dict[str, Any]) -> tuple[dict[str, Any] | None, list[float] | None]:
+    """(footprint, box) in longitude and latitude; (None, None) where the input has no place on Earth."""
+    if not about.get("crs_wkt") or not about.get("georeferenced"):
+        return None, None
+    a, b, c, d, e, f = about["transform"][:6]
+    width, height = about["width"], about["height"]
+    ring = [(0, 0), (0, height), (width, height), (width, 0), (0, 0)]
+    polygon = {"type": "Polygon", "coordinates": [[(a * x + b * y + c, d * x + e * y + f) for x, y in ring]]}
+    crs = rasterio.crs.CRS.from_wkt(about["crs_wkt"])
+    try:
+        geometry: dict[str, Any] = rasterio.warp.transform_geom(crs, "EPSG:4326", polygon, precision=7)
+    except rasterio.errors.CRSError:
+        return None, None
+    points = geometry["coordinates"][0]
+    xs, ys = [p[0] for p in points], [p[1] for p in points]
+    return geometry, [min(xs), min(ys), max(xs), max(ys)]
+
+
+def _add_asset(item: pystac.Item, row: dict[str, Any], about: dict[str, Any], classes: ClassTable) -> None:
+    path = str(row["name"])
+    name = path.rsplit("/", 1)[-1]
+    tiff, parquet = path.endswith(".tif"), path.endswith(".parquet")
+    kind = (
+        name.split(".")[-2]
+        if tiff
+        else name.removesuffix(".parquet")
+        if path.startswith("video/")
+        else "segments"
+    )
+    media = pystac.MediaType.COG if tiff else PARQUET if parquet else "video/mp4"
+    asset = pystac.Asset(f"../../{path}", media_type=str(media), roles=["data"], title=name)
+    item.add_asset(f"{kind}_raster" if tiff else f"{kind}_table" if parquet else kind, asset)
+    FileExtension.ext(asset, add_if_missing=True).apply(
+        size=row["bytes"], checksum="1220" + str(row["sha256"])
+    )
+    if not tiff:
+        return
+    crs = rasterio.crs.CRS.from_wkt(about["crs_wkt"]) if about.get("crs_wkt") else None
+    epsg = crs.to_epsg() if crs is not None else None
+    projection = ProjectionExtension.ext(asset, add_if_missing=True)
+    projection.apply(
+        code=f"EPSG:{epsg}" if epsg else None,
+        wkt2=None if crs is None or epsg else crs.to_wkt(version="WKT2_2019"),
+        shape=[about["height"], about["width"]],
+        transform=[float(v) for v in about["transform"][:6]],
+    )
+    large = len(classes) > 254
+    types = {"segments": ("uint32", 0xFFFF_FFFF), "classes": ("uint16", 65_535) if large else ("uint8", 255)}
+    dtype, nodata = types[kind]
+    band = RasterBand.create(nodata=nodata, data_type=dtype)  # type: ignore[arg-type]
+    RasterExtension.ext(asset, add_if_missing=True).apply([band])
+    if kind == "classes":
+        ClassificationExtension.ext(asset, add_if_missing=True).apply(classes=_classifications(classes))
+
+
+def _classifications(classes: ClassTable) -> list[Classification]:
+    void = Classification.create(0, "Seen, and nothing was found", name="void")
+    return [
+        void,
+        *(
+            Classification.create(
+                c.class_id,
+                f"{c.name} ({'thing' if c.is_thing else 'stuff'})",
+                name="".join(ch if ch.isalnum() else "_" for ch in c.name) or f"class_{c.class_id}",
+                title=c.name,
+                color_hint="{:02X}{:02X}{:02X}".format(*c.color),
+            )
+            for c in classes
+        ),
+    ]
+
+
+def _model_item(job: dict[str, Any], classes: ClassTable) -> pystac.Item:
+    """The model as an item of the whole world: STAC has no other place for it."""
+    fields, model = job.get("fields", {}), job.get("model", {})
+    west, south, east, north = WORLD
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    item = pystac.Item(
+        "model",
+        {"type": "Polygon", "coordinates": [ring]},
+        WORLD,
+        None,
+        {
+            "description": str(model.get("description", "")),
+            "start_datetime": "1970-01-01T00:00:00Z",
+            "end_datetime": "9999-12-31T23:59:59Z",
+        },
+    )
+    side, batch = int(fields.get("tile") or 512), int(fields.get("batch") or 1)
+    tasks = {"instance": TaskType.INSTANCE_SEGMENTATION, "semantic": TaskType.SEMANTIC_SEGMENTATION}
+    task = tasks.get(str(fields.get("task")), TaskType.PANOPTIC_SEGMENTATION)
+    MLMExtension.ext(item, add_if_missing=True).apply(
+        name=str(model.get("description") or "panoptile model"),
+        architecture="Mask2Former",
+        tasks=[task],
+        input=[
+            ModelInput.create(
+                "tile",
+                ["red", "green", "blue"],
+                InputStructure.create(
+                    [batch, 3, side, side], ["batch", "band", "height", "width"], DataType.UINT8
+                ),
+            )
+        ],
+        output=[
+            ModelOutput.create(
+                "segment ids",
+                [task],
+                ResultStructure.create([batch, side, side], ["batch", "height", "width"], DataType.UINT32),
+                classes=_classifications(classes),
+            )
+        ],
+        framework="pytorch",
+        framework_version=str(job.get("versions", {}).get("torch", "")) or None,
+    )
+    item.properties["file:checksum"] = "1220" + str(model.get("sha256", ""))
+    for link in ("root", "collection", "parent"):
+        item.add_link(pystac.Link(link, "./collection.json", "application/json"))
+    item.collection_id = FOLDER
+    return item
+
+
+def _collection(
+    store: Store, job: dict[str, Any], boxes: list[list[float]], times: list[datetime]
+) -> pystac.Collection:
+    whole = [
+        min((b[0] for b in boxes), default=WORLD[0]),
+        min((b[1] for b in boxes), default=WORLD[1]),
+        max((b[2] for b in boxes), default=WORLD[2]),
+        max((b[3] for b in boxes), default=WORLD[3]),
+    ]
+    span: list[datetime | None] = [min(times), max(times)] if times else [None, None]
+    return pystac.Collection(
+        FOLDER,
+        f"Panoptic segmentation by panoptile, job {str(job.get('fingerprint', ''))[:16]}.",
+        pystac.Extent(pystac.SpatialExtent([whole]), pystac.TemporalExtent([span])),
+        title=store.root.rsplit("/", 1)[-1],
+        license="other",
+    )
+
+
+def _json(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, indent=1, ensure_ascii=False).encode()
