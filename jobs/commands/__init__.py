@@ -7,6 +7,7 @@ from panoptile.jobs.commands import (
     config,
     doctor,
     evaluate,
+    export,
     model,
     preview,
     report,
@@ -28,4 +29,5 @@ ALL = (
     train.register,
     doctor.register,
     report.register,
+    export.register,
 )
