@@ -1,9 +1,9 @@
 """Forward pass of a Swin-T against transformers eager: fp32, one thread, batch 1, by CPU time.
 
-Run: ``python tests/benchmarks/forward.py [--sizes 384 1024] [--repeats 5]``. Both networks have the same random weights
+Run: ``python tests/benchmarks/forward.py [--sizes 384 1024] [--repeats 5] [--compile]``. Both networks have the same random weights
 and run in turns; the least time of each counts. Prints ratio, stages and differences. At large sizes a mask logit near
 0 can fall on the other side by rounding, which opens a pixel to a query and moves its outputs: differences before the
-first mask are printed too.
+first mask are printed too. ``--compile`` adds ours through ``torch.compile``: what compiling costs, and what it brings.
 """
 
 from __future__ import annotations
@@ -88,16 +88,42 @@ def compare(pair: Pair, size: int, repeats: int) -> None:
         )
 
 
+def compare_compiled(pair: Pair, size: int, repeats: int) -> None:
+    """Print what compiling our network for one size costs, and its speed against our own eager one."""
+    from panoptile.model.compiled import compile_forward
+
+    eager = pair.ours.logits_and_embeddings
+    compiled = compile_forward(eager, torch.device("cpu"))
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(size))
+    with torch.inference_mode():
+        wall, start = time.perf_counter(), time.process_time()
+        got = compiled(image)
+        cost = time.perf_counter() - wall, time.process_time() - start
+        differences = [float((a - b).abs().max()) for a, b in zip(got, eager(image), strict=True)]
+        best = [float("inf")] * 2
+        for _ in range(repeats):
+            for which, run in enumerate((eager, compiled)):
+                start = time.process_time()
+                run(image)
+                best[which] = min(best[which], time.process_time() - start)
+    print(f"{size}² compiled: {best[1]:.3f} s, eager {best[0]:.3f} s: {best[0] / best[1]:.2f}x")
+    print(f"  compiling took {cost[0]:.0f} s ({cost[1]:.0f} s of this process's CPU)")
+    print("  largest differences of class logits, mask logits, states:", *(f"{d:.1e}" for d in differences))
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[384, 1024])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="ours through torch.compile too")
     a = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, 1 thread, fp32")
     pair = swin_tiny()
     for size in a.sizes:
         compare(pair, size, a.repeats)
+        if a.compile:
+            compare_compiled(pair, size, a.repeats)
 
 
 if __name__ == "__main__":

@@ -80,3 +80,33 @@ def test_batch_does_not_change_a_byte(files: WorldFiles, checkpoint: str, tmp_pa
     a = published(network(files, tmp_path / "a", checkpoint))
     b = published(network(files, tmp_path / "b", checkpoint, batch=3, workers=2))
     assert a == b
+
+
+def test_precision_and_compile_are_part_of_the_fingerprint(files: WorldFiles) -> None:
+    """Both can change a pixel; a word that is none is refused."""
+    spec = JobSpec(("a.tif",), "out")
+    prints = {
+        JobSpec(("a.tif",), "out", precision=p, compile=c).fingerprint("x")  # type: ignore[arg-type]
+        for p in ("auto", "fp32", "bf16")
+        for c in (False, True)
+    }
+    assert len(prints) == 6
+    assert spec.fingerprint("x") in prints
+    with pytest.raises(ValueError, match="--precision is fp32, bf16 or auto, got 'fp16'"):
+        JobSpec(("a.tif",), "out", precision="fp16")  # type: ignore[arg-type]
+
+
+def test_precision_bf16(files: WorldFiles, checkpoint: str, tmp_path: Path) -> None:
+    """--precision bf16 runs on a CPU too."""
+    assert table(network(files, tmp_path / "out", checkpoint, precision="bf16")).num_rows > 0
+
+
+def test_compile_without_a_compiler_is_refused(
+    files: WorldFiles, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--compile asks for a compiler before anything starts: exit 2, one sentence."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(JobError, match="there is no no-such-compiler here") as raised:
+        network(files, tmp_path / "out", checkpoint, compile=True)
+    assert raised.value.code == 2
