@@ -120,7 +120,7 @@ class LabelMeaning:
     divisor: int | None = None
     """A raster of ``class value * divisor + object``."""
     ignored: frozenset[int] = field(default=frozenset())
-    """Values that are neither right nor wrong."""
+    """Values that are neither right nor wrong: of the class raster where there is one, else of the only raster."""
     unlabelled: Unlabelled = "background"
     """What 0 is."""
 
@@ -134,6 +134,7 @@ class LabelRaster:
     def __init__(self, meaning: LabelMeaning, *, objects: str | None, classes: str | None) -> None:
         """``objects`` and ``classes`` are paths. Raises InputError for what is no whole raster of integers."""
         self._meaning = meaning
+        self._decides = "objects" if classes is None else "classes"
         self._rasters = {}
         for name, path in (("objects", objects), ("classes", classes)):
             if path is not None:
@@ -167,7 +168,7 @@ class LabelRaster:
             if nodata is not None and nodata != 0:
                 void |= band == nodata
             values[name] = band.astype(np.int64)
-            if meaning.ignored:
+            if meaning.ignored and name == self._decides:
                 void |= np.isin(band, list(meaning.ignored))
         if "classes" in values:
             class_ids = _mapped(values["classes"], meaning.class_ids)

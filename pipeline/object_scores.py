@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
+from panoptile.pipeline.contingency import BACKGROUND, VOID, PairCounter
+from panoptile.pipeline.overlaps import SegmentLabels, overlaps
+
 Ids = NDArray[np.int32]
 """(H, W) object ids, 0 outside the objects."""
 
@@ -55,20 +58,19 @@ def match_masks(truth: Ids, predicted: Ids, *, threshold: float = 0.5) -> Object
         raise ValueError(
             f"Expected maps of one shape and threshold >= 0.5: {truth.shape=} {predicted.shape=}."
         )
-    truth_ids, truth_index = np.unique(truth, return_inverse=True)
-    predicted_ids, predicted_index = np.unique(predicted, return_inverse=True)
-    pairs = truth_index.ravel().astype(np.int64) * len(predicted_ids) + predicted_index.ravel()
-    overlap = np.bincount(pairs, minlength=len(truth_ids) * len(predicted_ids))
-    overlap = overlap.reshape(len(truth_ids), len(predicted_ids))
-    union = overlap.sum(axis=1)[:, None] + overlap.sum(axis=0)[None] - overlap
-    iou = np.where((truth_ids[:, None] > 0) & (predicted_ids[None] > 0), overlap / union, 0.0)
-    hit = iou > threshold
-    hits = int(hit.sum())
+    pairs = PairCounter()
+    pairs.add(np.where(truth == 0, BACKGROUND, truth), np.where(predicted == 0, VOID, predicted))
+    one_class = [
+        SegmentLabels.of(ids, np.ones(len(ids), np.int64))
+        for ids in (np.unique(side[side != 0]).astype(np.int64) for side in (truth, predicted))
+    ]
+    shared = overlaps(pairs.result(), *one_class)
+    hit = shared.iou[shared.iou > threshold]
     return ObjectScores(
-        hits=hits,
-        missed=int((truth_ids > 0).sum()) - hits,
-        invented=int((predicted_ids > 0).sum()) - hits,
-        iou_sum=float(iou[hit].sum()),
+        hits=len(hit),
+        missed=len(shared.truth_areas) - len(hit),
+        invented=len(shared.found_areas) - len(hit),
+        iou_sum=float(hit.sum()),
     )
 
 

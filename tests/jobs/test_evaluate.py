@@ -22,11 +22,12 @@ from tests.pipeline.rasters import write_raster
 from tests.pipeline.worlds import World, make_world
 from typer.testing import CliRunner
 
+from panoptile.jobs.builtin_truth import write_truth
 from panoptile.jobs.cli import app
 from panoptile.jobs.console import Console
 from panoptile.jobs.evaluate import EvalOptions, Evaluation, evaluate
 from panoptile.jobs.exits import JobError
-from panoptile.jobs.ground_truth import TruthOptions
+from panoptile.jobs.ground_truth import TruthOptions, open_truth
 from panoptile.pipeline import gdal_env
 from panoptile.pipeline.overlaps import ScoredClass
 
@@ -101,6 +102,43 @@ def test_objects_of_one_class(finished: tuple[Path, World, WorldFiles], tmp_path
     assert _perfect(_eval(out, path, class_name="house", ignored=("65535",)))
     unknown = _eval(out, tmp_path / "fewer.tif", class_name="house", unlabelled="void")
     assert unknown.panoptic.all.invented == 0
+
+
+def test_ignored_values_are_those_of_the_class_raster(
+    finished: tuple[Path, World, WorldFiles], tmp_path: Path
+) -> None:
+    """--ignore 3 leaves out the grass, not the object whose number is 3."""
+    out, world, files = finished
+    objects = world.labels.copy()
+    objects[objects == np.unique(_houses(world))[1]] = 3
+    path = write_raster(tmp_path / "objects.tif", objects[None].astype(np.uint32), transform=TRANSFORM)
+    result = _eval(out, path, gt_classes=str(files.classes), labels=str(files.table), ignored=("3",))
+    assert result.pixels == world.labels.size
+    assert {c.name: q.matched for c, q in result.panoptic.per_class if not c.is_thing} == {
+        "grass": 0,
+        "road": 1,
+    }
+    whole = _eval(out, files.labels, gt_classes=str(files.classes), labels=str(files.table))
+    assert result.panoptic.things == whole.panoptic.things
+
+
+def test_held_out_truth_as_rasters(data_dir: Path, tmp_path: Path) -> None:
+    """Banepa's truth by rule and by hand goes to rasters that eval reads without being told their classes."""
+    objects, classes = write_truth(data_dir / "banepa", tmp_path)
+    meaning = TruthOptions(str(objects), gt_classes=str(classes))
+    truth = open_truth(meaning, tmp_path, video=False)
+    assert [(c.name, c.is_thing) for c in truth.classes] == [
+        ("building", True),
+        ("vegetation", False),
+        ("ground", False),
+    ]
+    with rasterio.open(objects) as a, rasterio.open(data_dir / "banepa" / "banepa_instances_cog.tif") as b:
+        assert np.array_equal(a.read(1), b.read(1))
+        assert a.transform.almost_equals(b.transform)
+    with rasterio.open(classes) as c, rasterio.open(objects) as o:
+        values = c.read(1)
+        assert set(np.unique(values)) == {1, 2, 3, 255}
+        assert np.array_equal(values == 1, o.read(1) > 0)
 
 
 def test_a_part_of_the_raster(finished: tuple[Path, World, WorldFiles], tmp_path: Path) -> None:
