@@ -15,10 +15,12 @@ from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import BinaryIO, Self
 
-SLOW_DOWN = (
-    b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>SlowDown</Code>'
-    b"<Message>Please reduce your request rate.</Message></Error>"
-)
+_ERROR = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>%s</Code><Message>%s</Message></Error>'
+REFUSALS = {
+    "unavailable": (b"503 Slow Down", _ERROR % (b"SlowDown", b"Please reduce your request rate.")),
+    "denied": (b"403 Forbidden", _ERROR % (b"AccessDenied", b"Access Denied")),
+}
+"""Status and body of the answers that the proxy gives itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Faults:
     """Of GETs: half the body, and headers that call it the whole."""
     lost: float = 0.0
     """Of PUTs and POSTs: the server does it, the answer is lost."""
+    denied: float = 0.0
+    """403 AccessDenied in place of an answer."""
     delay: float = 0.0
     """The request waits for ``pause`` seconds."""
 
@@ -120,9 +124,10 @@ class FaultProxy:
         if fault == "silence":
             self._ended.wait(self._hold)
             return False
-        if fault == "unavailable":
-            answer = b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n"
-            client.sendall(answer % len(SLOW_DOWN) + (b"" if method == "HEAD" else SLOW_DOWN))
+        if fault in REFUSALS:
+            status, text = REFUSALS[fault]
+            start = b"HTTP/1.1 %s\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n"
+            client.sendall(start % (status, len(text)) + (b"" if method == "HEAD" else text))
             return True
         if fault == "delay":
             time.sleep(self._pause)
