@@ -26,7 +26,12 @@ def write_confusion(path: Path, scores: SemanticScores) -> None:
     wide = int(max(font.getlength(n) for n in (*rows, *cols))) + 2 * _MARGIN
     left, top = wide, wide
     side = _CELL * len(keep)
-    picture = Image.new("RGB", (left + side + _MARGIN, top + side + _LEGEND), _PAPER)
+    note, small = (
+        "rows: ground truth, columns: result, per cent of the row's pixels",
+        ImageFont.load_default(size=12),
+    )
+    width = max(left + side, int(_MARGIN + small.getlength(note))) + _MARGIN
+    picture = Image.new("RGB", (width, top + side + _LEGEND), _PAPER)
     draw = ImageDraw.Draw(picture)
     _names_across(picture, cols, left, top, font)
     totals = matrix.sum(axis=1)
@@ -36,8 +41,7 @@ def write_confusion(path: Path, scores: SemanticScores) -> None:
         for j in range(len(keep)):
             share = matrix[i, j] / totals[i] if totals[i] else 0.0
             _cell(draw, left + j * _CELL, y, share, font, empty=not totals[i])
-    note = "rows: ground truth, columns: result, per cent of the row's pixels"
-    draw.text((_MARGIN, top + side + _LEGEND // 2), note, _FAINT, ImageFont.load_default(size=12), "lm")
+    draw.text((_MARGIN, top + side + _LEGEND // 2), note, _FAINT, small, "lm")
     picture.save(path, "PNG")
 
 

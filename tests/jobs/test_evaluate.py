@@ -6,6 +6,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,12 @@ from panoptile.jobs.console import Console
 from panoptile.jobs.evaluate import EvalOptions, Evaluation, evaluate
 from panoptile.jobs.exits import JobError
 from panoptile.jobs.ground_truth import TruthOptions, open_truth
+from panoptile.jobs.prepare import prepare
+from panoptile.jobs.segment import run_job
+from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline import gdal_env
 from panoptile.pipeline.overlaps import ScoredClass
+from panoptile.pipeline.store import open_store
 
 gdal_env.configure()  # before rasterio
 
@@ -354,6 +359,44 @@ def test_a_run_without_a_table_is_compared_by_its_rasters(
     )
     assert not (tmp_path / "out" / "segments").exists()
     assert arrays(out)[0].shape == (200, 230)
+
+
+def test_a_run_in_an_object_store(finished: tuple[Path, World, WorldFiles]) -> None:
+    """A result that lies in an object store is judged as a local one, also against itself."""
+    out, _, files = finished
+    uri = f"memory://eval-{uuid.uuid4().hex}/run"
+    store = open_store(uri)
+    for path in sorted(p for p in out.rglob("*") if p.is_file() and "_state/data" not in str(p)):
+        store.put_bytes(str(path.relative_to(out)), path.read_bytes())
+    truth = TruthOptions(str(files.labels), gt_classes=str(files.classes), labels=str(files.table))
+    assert _perfect(evaluate(uri, EvalOptions(truth), Console(quiet=True)))
+    assert _perfect(evaluate(uri, EvalOptions(TruthOptions(uri)), Console(quiet=True)))
+
+
+def test_several_rasters_and_their_truth_by_name(tmp_path: Path) -> None:
+    """Two rasters in one run: each is judged by the file of its name; one without truth is told of."""
+    inputs, truth = tmp_path / "inputs", tmp_path / "truth"
+    truth.mkdir()
+    worlds = [make_world(seed, 80, 90, wedge=False, stuff=False) for seed in (1, 2)]
+    labels = [write_world(w, inputs / str(i)) for i, w in enumerate(worlds)]
+    for name in ("left", "right"):
+        (inputs / f"{name}.tif").write_bytes(labels[0].image.read_bytes())
+    spec = JobSpec(
+        (str(inputs / "left.tif"), str(inputs / "right.tif")), str(tmp_path / "out"), model=labels[0].model,
+        labels=str(labels[0].table), tile=64, overlap=16, local=True, workers=1,
+    )  # fmt: skip
+    run_job(prepare(spec), Console(quiet=True))
+    houses = _houses(worlds[0])[None].astype(np.uint16)
+    write_raster(truth / "left.tif", houses, transform=TRANSFORM)
+    one = _eval(tmp_path / "out", truth, class_name="house")
+    assert one.names == ("left",)
+    assert any("no ground truth for 1 rasters: right" in note for note in one.notes)
+    assert _perfect(one)
+    write_raster(truth / "right.tif", _houses(worlds[1])[None].astype(np.uint16), transform=TRANSFORM)
+    both = _eval(tmp_path / "out", truth, class_name="house")
+    assert both.names == ("left", "right")
+    assert both.panoptic.all.matched >= one.panoptic.all.matched
+    assert both.panoptic.all.missed > 0  # the right raster was segmented with the left one's labels
 
 
 _MEASURE = """
