@@ -6,6 +6,7 @@ errors, so that a chunk of frames during which the count stood still is known to
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import glob
 import os
@@ -40,6 +41,8 @@ class DecordErrors:
                 set_callback = library.av_log_set_callback
                 set_callback.argtypes, set_callback.restype = [_CALLBACK], None
                 set_callback(self._callback)
+                # A reader that outlives the interpreter would call into it.
+                atexit.register(set_callback, ctypes.cast(library.av_log_default_callback, _CALLBACK))
                 self._installed = True
         return True
 

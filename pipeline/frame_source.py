@@ -7,6 +7,7 @@ place: a source never repeats a frame to fill a gap, and never moves the frames 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -14,7 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from panoptile.pipeline.inputs import InputError
+from panoptile.pipeline.inputs import InputError, shown
 from panoptile.pipeline.video_gate import MOST_DECODINGS, decodings_per_frame
 from panoptile.pipeline.video_index import VideoIndex
 
@@ -67,7 +68,7 @@ class FrameSource(Protocol):
     def frames(self, start: int, stop: int, step: int = 1) -> Iterator[Frame | LostFrame]:
         """The frames start, start + step, … below stop, each one once and in order, lost ones as LostFrame.
 
-        At most a handful of decoded frames exist at a time, however slowly they are taken. Raises ValueError
+        One iteration at a time: to begin another ends the one before. At most a handful of decoded frames exist at a time, however slowly they are taken. Raises ValueError
         for a range outside the video.
         """
         ...
@@ -91,7 +92,7 @@ def choose_backend(path: str, index: VideoIndex, backend: Backend = "auto") -> C
     objection = _objection(path, index)
     if backend == "decord":
         if objection:
-            raise InputError(f"decord cannot be trusted with {path}: {objection}; use auto or pyav.")
+            raise InputError(f"decord cannot be trusted with {shown(path)}: {objection}; use auto or pyav.")
         return Choice("decord", "asked for")
     if objection:
         return Choice("pyav", objection)
@@ -107,6 +108,8 @@ def open_frames(path: str, index: VideoIndex, backend: Backend | Choice = "auto"
     Pass the Choice that was made when the job was planned; "auto" makes it anew. The file must be the one that was
     indexed: raises InputError where its size has changed.
     """
+    if index.container != "images" and os.path.getsize(path) != index.size:
+        raise InputError(f"{shown(path)} has changed since it was planned: run the same command again.")
     choice = backend if isinstance(backend, Choice) else choose_backend(path, index, backend)
     if choice.backend == "images":
         from panoptile.pipeline.image_sequence import ImageSource

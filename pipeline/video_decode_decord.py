@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,7 +104,7 @@ def open_reader(path: str) -> Any:
     """A decord reader of one thread that pads with no more than one frame (0 would mean without bound)."""
     import decord
 
-    return decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1, fault_tol=1)
+    return decord.VideoReader(os.path.abspath(path), ctx=decord.cpu(0), num_threads=1, fault_tol=1)
 
 
 def disagreement(path: str, index: VideoIndex) -> str:

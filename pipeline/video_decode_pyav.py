@@ -64,6 +64,7 @@ class PyavSource:
         self._pictures: Iterator[_Picture] = iter(())
         self._next = -1
         """Frame that the running decoding is expected to give next; -1 before the first."""
+        self._iteration = 0
         self._errors: dict[int, str] = {}
         """What the decoder said of the packet of a frame."""
         self._reformatter = VideoReformatter()
@@ -85,8 +86,12 @@ class PyavSource:
     def frames(self, start: int, stop: int, step: int = 1) -> Iterator[Frame | LostFrame]:
         """See FrameSource.frames."""
         wanted = checked_range(self.index, start, stop, step)
+        self._iteration += 1
+        mine = self._iteration
         held: dict[int, _Picture] = {}
         for frame in wanted:
+            if self._iteration != mine:
+                raise RuntimeError("Another iteration over the same source has begun: this one cannot go on.")
             if not held:
                 self._go_to(frame)
             picture = self._pull(frame, wanted, held)

@@ -22,8 +22,9 @@ PIXEL_FORMATS = frozenset({"yuv420p", "yuvj420p"})
 
 CHUNK = 32
 """Most frames asked of decord at once."""
-CHUNK_BYTES = 20 << 20
-"""Most bytes of pictures in a chunk; decord takes about six times as much (measured: 170 MB for four of 1080p)."""
+CHUNK_BYTES = 13 << 20
+"""Most bytes of pictures in a chunk, two frames of 1080p; decord takes about ten times as much, the more the busier
+the machine is (measured for a slow consumer: 262 MB at three frames a chunk)."""
 MOST_DECODINGS = 8
 """Where decord would decode each frame more often than this, on average, to keep to the chunks, it is not chosen."""
 

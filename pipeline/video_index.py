@@ -187,12 +187,14 @@ def _presentation(packets: Packets, probe: Probe) -> tuple[Int64, _Times]:
     """
     at = np.flatnonzero(packets.shown)
     pts, dts = packets.pts[at], packets.dts[at]
-    if not (pts == NO_TIME).any():
+    # AVI stores no presentation times: where FFmpeg cannot infer them it gives the decoding times, perhaps shifted.
+    repeats = probe.container == "avi" and probe.reorders and len(np.unique(pts - dts)) == 1
+    if not repeats and not (pts == NO_TIME).any():
         order = np.argsort(pts, kind="stable")
         equal = int((np.diff(pts[order]) == 0).sum())
         problems = (f"{equal} frames have the time of the frame before them",) if equal else ()
         return at[order], _Times(pts[order], probe.time_base, problems=problems)
-    missing = int((pts == NO_TIME).sum())
+    missing = len(at) if repeats else int((pts == NO_TIME).sum())
     problem = f"{missing} of {len(at)} frames have no time of their own: they are counted from the start"
     if not (dts == NO_TIME).any() and (np.diff(dts) > 0).all():
         return at, _Times(dts, probe.time_base, ordinal=True, problems=(problem,))

@@ -55,6 +55,8 @@ class Probe:
     """Counter-clockwise degrees, a multiple of 90."""
     mirrored: bool
     interlaced: bool
+    reorders: bool
+    """Frames are decoded in another order than they are shown."""
     pixel_format: str
     time_base: Fraction
     frame_rate: Fraction
@@ -116,6 +118,7 @@ def probe_first_frame(opened: Any, path: str, container: str) -> Probe:
         rotation=rotation,
         mirrored=mirrored,
         interlaced=bool(frame.interlaced_frame or stream.codec_context.field_order > 1),
+        reorders=bool(stream.codec_context.has_b_frames),
         pixel_format=frame.format.name,
         time_base=Fraction(stream.time_base),
         frame_rate=Fraction(stream.average_rate or stream.guessed_rate or 25),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -319,6 +321,74 @@ def test_both_backends_give_the_same_bytes(tmp_path: Path, colour: str) -> None:
         assert isinstance(one, Frame)
         assert isinstance(other, Frame)
         np.testing.assert_array_equal(one.rgb, other.rgb)
+
+
+@pytest.mark.parametrize(
+    ("ending", "muxer"), [("avi", None), ("mpg", "vob")], ids=["h264 in AVI", "h264 in a program stream"]
+)
+def test_frames_without_times_are_counted(tmp_path: Path, ending: str, muxer: str | None) -> None:
+    """Where a container gives no usable times, frames are numbered in the order of their display, and it is said."""
+    path = write_video(tmp_path / f"v.{ending}", muxer=muxer)
+    index = index_video(str(path))
+    assert index.ordinal
+    assert any("no time of their own" in problem for problem in index.problems)
+    assert len(index) == FRAMES
+    source = open_frames(str(path), index)
+    assert source.backend == "pyav"
+    for start, stop, step in ((0, FRAMES, 1), (0, FRAMES, 7), (50, 53, 1), (3, 5, 1), (77, 78, 1)):
+        given = [number_in(f.rgb) for f in source.frames(start, stop, step) if isinstance(f, Frame)]
+        assert given == list(range(start, stop, step))
+    assert np.allclose(np.diff(index.times_s), 1 / 25)
+
+
+def test_a_second_iteration_ends_the_first(tmp_path: Path) -> None:
+    """Two iterations would take frames from each other: the first says so instead."""
+    path = write_video(tmp_path / "v.mp4", numbers=range(30))
+    source = PyavSource(str(path), index_video(str(path)))
+    first = source.frames(0, 30)
+    next(first)
+    assert len(list(source.frames(5, 8))) == 3
+    with pytest.raises(RuntimeError, match="Another iteration"):
+        next(first)
+
+
+def test_a_file_that_changed_is_refused(tmp_path: Path) -> None:
+    """An index of another file of the same name is not used."""
+    path = write_video(tmp_path / "v.mp4", numbers=range(30))
+    index = index_video(str(path))
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(InputError, match="changed since it was planned"):
+        open_frames(str(path), index)
+
+
+def test_odd_file_names_are_names(tmp_path: Path) -> None:
+    """What FFmpeg would take for a protocol or an option is opened as the file that it is."""
+    whole = write_video(tmp_path / "v.mp4", numbers=range(30))
+    for name in ("concat:a|b.mp4", "-i.mp4", "100%25 ?x=1#y.mp4", " x .mp4", "naïve ✓.mp4", "a\\b'\"c.mp4"):
+        path = tmp_path / name
+        path.write_bytes(whole.read_bytes())
+        index = index_video(str(path))
+        for backend in ("pyav", "decord"):
+            given = [
+                number_in(f.rgb)
+                for f in open_frames(str(path), index, backend).frames(0, 30)
+                if isinstance(f, Frame)
+            ]
+            assert given == list(range(30))
+
+
+def test_an_open_decord_reader_does_not_break_the_end_of_a_process(tmp_path: Path) -> None:
+    """Its threads may log while the interpreter goes away."""
+    path = write_video(tmp_path / "v.mp4")
+    code = (
+        "import sys; from panoptile.pipeline.frame_source import open_frames;"
+        "from panoptile.pipeline.video_index import index_video; p = sys.argv[1];"
+        "s = open_frames(p, index_video(p), 'decord'); g = s.frames(0, 90); next(g); s._reader[40]"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(path)], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_a_source_goes_back_and_forth(tmp_path: Path) -> None:
