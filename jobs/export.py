@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import tempfile
+from pathlib import Path
 
 from panoptile.jobs.exits import invalid
+from panoptile.jobs.export_vector import VECTOR_FORMATS, export_vector
+from panoptile.jobs.state import store_errors
+from panoptile.model.classes import ClassTable
+from panoptile.pipeline import layout
+from panoptile.pipeline.store import Store, open_store
 
-FORMATS = ("stac",)
+FORMATS = ("stac", *VECTOR_FORMATS)
 
 
 def export_to(out: str, to: str, output: str | None, classes: tuple[str, ...], tile: int) -> list[str]:
@@ -24,4 +31,27 @@ def export_to(out: str, to: str, output: str | None, classes: tuple[str, ...], t
         from panoptile.jobs.stac import write_catalog
 
         return [write_catalog(out)]
-    raise AssertionError(to)
+    if output is None:
+        raise invalid(f"Name the file or folder for {to} with -o.")
+    try:
+        store = open_store(out)
+    except ValueError as e:
+        raise invalid(str(e)) from e
+    with store_errors(out):
+        if not store.exists(layout.SUCCESS):
+            raise invalid(
+                f"{out} holds no finished run: there is no {layout.SUCCESS}. See panoptile status {out}."
+            )
+        _check_classes(store, classes)
+        return export_vector(store, to, Path(output).expanduser(), classes)
+
+
+def _check_classes(store: Store, names: tuple[str, ...]) -> None:
+    """Refuse names that the job does not know: they would export nothing."""
+    with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
+        table = ClassTable.from_file(store.local_copy(layout.CLASSES, Path(folder)))
+    for name in names:
+        try:
+            table.by_name(name)
+        except ValueError as e:
+            raise invalid(f"--classes: {e}") from e

@@ -1,0 +1,155 @@
+"""Exports for maps: GeoJSON, FlatGeobuf, GeoPackage and PMTiles, written by GDAL through pyogrio.
+
+Row group by row group from the published GeoParquet, so that no whole layer is in memory (GDAL's writers of PMTiles
+and FlatGeobuf spool by themselves).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from panoptile.jobs.exits import invalid
+from panoptile.pipeline.store import Store
+
+COLUMNS = {
+    "segment_id": pa.int64(),
+    "part": pa.int32(),
+    "class_id": pa.int32(),
+    "class_name": pa.string(),
+    "is_thing": pa.bool_(),
+    "score": pa.float32(),
+    "area_px": pa.int64(),
+    "area_m2": pa.float64(),
+    "at_edge": pa.bool_(),
+    "merged_from": pa.int32(),
+    "source_uri": pa.string(),
+}
+"""What a map needs of a segment; the run-length codes stay in the GeoParquet."""
+TILE_EXTENT = 4096
+"""Steps along a vector tile's side."""
+WORLD_M = 40_075_016.69
+LARGEST_ZOOM = 18
+
+
+@dataclass(frozen=True, slots=True)
+class VectorFormat:
+    """One format of GDAL."""
+
+    driver: str
+    suffix: str
+    geographic: bool = False
+    """Needs coordinates that GDAL can bring to longitude and latitude, or web Mercator."""
+
+
+VECTOR_FORMATS = {
+    "geojson": VectorFormat("GeoJSON", ".geojson", geographic=True),
+    "flatgeobuf": VectorFormat("FlatGeobuf", ".fgb"),
+    "gpkg": VectorFormat("GPKG", ".gpkg"),
+    "pmtiles": VectorFormat("PMTiles", ".pmtiles", geographic=True),
+}
+
+
+def export_vector(store: Store, to: str, output: Path, classes: tuple[str, ...]) -> list[str]:
+    """Write the segments of every raster; returns the files. Raises :class:`JobError` (exit 2).
+
+    ``output`` is a file where there is one raster, else a folder with one file per raster.
+    """
+    chosen = VECTOR_FORMATS[to]
+    keys = [k for k in store.keys("segments") if k.endswith(".parquet")]
+    if not keys:
+        raise invalid(
+            f"{store.root} holds no segments/*.parquet: run without --no-vector, or export another format."
+        )
+    targets = _targets(keys, output, chosen)
+    for target in targets.values():
+        if target.exists():
+            raise invalid(f"{target} is there already: remove it, or name another -o.")
+    written = []
+    with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
+        for key, target in targets.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            scratch = target.with_name(f".{target.stem}.part{chosen.suffix}")
+            try:
+                _write(store.local_copy(key, Path(folder)), scratch, chosen, classes)
+                scratch.rename(target)
+            finally:
+                scratch.unlink(missing_ok=True)
+            written.append(str(target))
+    return written
+
+
+def _targets(keys: list[str], output: Path, chosen: VectorFormat) -> dict[str, Path]:
+    if output.suffix == chosen.suffix:
+        if len(keys) > 1:
+            raise invalid(
+                f"{len(keys)} rasters do not fit into {output}: name a folder with -o, without {chosen.suffix}."
+            )
+        return {keys[0]: output}
+    return {key: output / (Path(key).stem + chosen.suffix) for key in keys}
+
+
+def _write(path: Path, target: Path, chosen: VectorFormat, classes: tuple[str, ...]) -> None:
+    try:
+        import pyogrio
+    except ImportError as e:
+        raise invalid("Exports for maps need pyogrio: pip install 'panoptile[export]'.") from e
+    with pq.ParquetFile(path) as file:
+        crs = _crs(file)
+        if crs is None and chosen.geographic:
+            raise invalid(
+                f"{path.name} has no CRS, which {chosen.driver} needs: export gpkg or flatgeobuf, which keep pixels."
+            )
+        schema = pa.schema([*COLUMNS.items(), ("geometry", pa.binary())])
+        reader = pa.RecordBatchReader.from_batches(schema, _batches(file, schema, classes))
+        pyogrio.write_arrow(
+            reader,
+            str(target),
+            layer="segments",
+            driver=chosen.driver,
+            geometry_name="geometry",
+            geometry_type="Unknown",
+            crs=crs,
+            dataset_options=_zooms(file) if chosen.driver == "PMTiles" else None,
+            layer_options={"RFC7946": "YES", "COORDINATE_PRECISION": "9"}
+            if chosen.driver == "GeoJSON"
+            else None,
+        )
+
+
+def _batches(file: pq.ParquetFile, schema: pa.Schema, classes: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+    wanted = pa.array(classes, pa.string())
+    for batch in file.iter_batches(batch_size=20_000, columns=[*COLUMNS, "geometry"]):
+        if classes:
+            batch = batch.filter(pc.is_in(batch.column("class_name"), wanted))
+        yield pa.RecordBatch.from_arrays([batch.column(f.name).cast(f.type) for f in schema], schema=schema)
+
+
+def _geo(file: pq.ParquetFile) -> dict[str, Any]:
+    column: dict[str, Any] = json.loads(file.schema_arrow.metadata[b"geo"])["columns"]["geometry"]
+    return column
+
+
+def _crs(file: pq.ParquetFile) -> str | None:
+    """The layer's CRS as PROJ reads it; None where it has none."""
+    crs = _geo(file).get("crs")
+    return json.dumps(crs) if crs else None
+
+
+def _zooms(file: pq.ParquetFile) -> dict[str, str]:
+    """Zoom levels: the deepest shows a source pixel as about one step of a tile."""
+    areas = next(file.iter_batches(batch_size=1, columns=["area_px", "area_m2"]), None)
+    pixel = 0.5
+    if areas is not None and areas.num_rows and areas.column("area_m2")[0].as_py():
+        pixel = math.sqrt(areas.column("area_m2")[0].as_py() / areas.column("area_px")[0].as_py())
+    deepest = min(LARGEST_ZOOM, max(5, math.ceil(math.log2(WORLD_M / TILE_EXTENT / pixel))))
+    return {"MINZOOM": str(max(0, deepest - 6)), "MAXZOOM": str(deepest)}

@@ -1,0 +1,107 @@
+"""Exports for maps, read back by GDAL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tests.jobs.runs import run, write_world
+from tests.pipeline.worlds import make_world
+
+from panoptile.jobs.exits import JobError
+from panoptile.jobs.export import export_to
+
+pyogrio = pytest.importorskip("pyogrio", reason="pyogrio is not installed (pip install panoptile[export])")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    run(write_world(make_world(seed=5, height=180, width=240), folder), folder / "out", tile=128, overlap=32)
+    return folder / "out"
+
+
+def published(out: Path) -> geopandas.GeoDataFrame:
+    [path] = (out / "segments").glob("*.parquet")
+    return geopandas.read_parquet(path)
+
+
+@pytest.mark.parametrize(
+    ("to", "name"), [("gpkg", "x.gpkg"), ("flatgeobuf", "x.fgb"), ("geojson", "x.geojson")]
+)
+def test_every_segment_arrives_as_it_is(out: Path, tmp_path: Path, to: str, name: str) -> None:
+    """The same segments, attributes and areas, in the raster's CRS or, for GeoJSON, in longitude and latitude."""
+    assert export_to(str(out), to, str(tmp_path / name), (), 0) == [str(tmp_path / name)]
+    was, now = published(out), geopandas.read_file(tmp_path / name)
+    now = now.to_crs(was.crs) if to == "geojson" else now
+    assert now.crs == was.crs
+    order = ["segment_id", "part"]
+    was, now = was.sort_values(order), now.sort_values(order)
+    assert now["segment_id"].tolist() == was["segment_id"].tolist()
+    assert now["class_name"].tolist() == was["class_name"].tolist()
+    assert now["area_px"].tolist() == was["area_px"].tolist()
+    np.testing.assert_allclose(now.area, was.area, rtol=1e-3 if to == "geojson" else 1e-9)
+
+
+def test_pmtiles_open_and_lie_in_place(out: Path, tmp_path: Path) -> None:
+    """Vector tiles in web Mercator over the raster, deep enough to show single pixels."""
+    export_to(str(out), "pmtiles", str(tmp_path / "x.pmtiles"), (), 0)
+    info = pyogrio.read_info(tmp_path / "x.pmtiles")
+    assert info["crs"] == "EPSG:3857"
+    assert info["features"] >= published(out)["segment_id"].nunique()
+    expected = published(out).to_crs(3857).total_bounds
+    np.testing.assert_allclose(info["total_bounds"], expected, atol=20)
+
+
+def test_chosen_classes_alone(out: Path, tmp_path: Path) -> None:
+    """--classes keeps what it names; an unknown name is refused."""
+    name = published(out)["class_name"].iloc[0]
+    export_to(str(out), "gpkg", str(tmp_path / "x.gpkg"), (name,), 0)
+    assert set(geopandas.read_file(tmp_path / "x.gpkg")["class_name"]) == {name}
+    with pytest.raises(JobError, match="--classes"):
+        export_to(str(out), "gpkg", str(tmp_path / "y.gpkg"), ("castle",), 0)
+    assert not (tmp_path / "y.gpkg").exists()
+
+
+def test_a_folder_takes_a_file_per_raster(out: Path, tmp_path: Path) -> None:
+    """Without a suffix -o is a folder, and the files have their inputs' names."""
+    [path] = export_to(str(out), "gpkg", str(tmp_path / "layers"), (), 0)
+    assert Path(path).parent == tmp_path / "layers"
+    assert Path(path).stem == next((out / "segments").iterdir()).stem
+
+
+def test_bad_input_is_one_sentence(out: Path, tmp_path: Path) -> None:
+    """Unknown formats, missing targets, files that are there, folders without a job."""
+    (tmp_path / "x.gpkg").write_text("mine")
+    for args, words in (
+        ((str(out), "gpgk", "x"), "did you mean gpkg"),
+        ((str(out), "gpkg", None), "-o"),
+        ((str(out), "gpkg", str(tmp_path / "x.gpkg")), "is there already"),
+        ((str(tmp_path), "gpkg", str(tmp_path / "y.gpkg")), "no finished run"),
+        ((str(out), "stac", str(tmp_path / "y")), "-o does not go"),
+    ):
+        with pytest.raises(JobError, match=words) as e:
+            export_to(*args, (), 0)
+        assert int(e.value.code) == 2
+    assert (tmp_path / "x.gpkg").read_text() == "mine"
+
+
+def test_a_raster_without_a_crs_keeps_its_pixels(out: Path, tmp_path: Path) -> None:
+    """GeoPackage takes it; GeoJSON and PMTiles are refused, because they mean places on Earth."""
+    import json
+    import shutil
+
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    [path] = (copy / "segments").glob("*.parquet")
+    table = pq.read_table(path)
+    geo = json.loads(table.schema.metadata[b"geo"])
+    geo["columns"]["geometry"]["crs"] = None
+    pq.write_table(table.replace_schema_metadata({b"geo": json.dumps(geo).encode()}), path)
+    export_to(str(copy), "gpkg", str(tmp_path / "x.gpkg"), (), 0)
+    assert len(geopandas.read_file(tmp_path / "x.gpkg")) == len(table)
+    with pytest.raises(JobError, match="no CRS"):
+        export_to(str(copy), "pmtiles", str(tmp_path / "x.pmtiles"), (), 0)
