@@ -72,7 +72,7 @@ def job_metrics(
 
 
 def _queries(prepared: Prepared, inputs: Sequence[FinishedInput]) -> dict[str, object]:
-    used = [(f.queries_used_mean, len(f.plan.grid) - f.empty_tiles) for f in inputs]
+    used = [(f.queries_used_mean, f.plan.item_count - f.empty_tiles) for f in inputs]
     weight = sum(w for _, w in used)
     return {
         "max": prepared.model.max_queries,

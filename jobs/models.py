@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.resources
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from panoptile.jobs.exits import Exit, JobError, invalid
 from panoptile.jobs.spec import JobSpec
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline.raster_info import RasterInfo
 from panoptile.pipeline.replica import NetworkFactory, ReplicaFactory
+
+if TYPE_CHECKING:
+    from panoptile.pipeline.echo import EchoFactory
+    from panoptile.pipeline.video_echo import VideoEchoFactory
+    from panoptile.pipeline.video_plan import VideoInfo
+
+    CheckSize = Callable[["RasterInfo | VideoInfo"], None]
 
 BUILTIN = "builtin"
 ECHO = "echo:"
@@ -30,8 +39,8 @@ class ResolvedModel:
     max_queries: int
     parameters: int
     description: str
-    check_input: Callable[[RasterInfo], None]
-    """Raises :class:`JobError` where the model cannot serve this raster."""
+    check_input: Callable[[RasterInfo | VideoInfo], None]
+    """Raises :class:`JobError` where the model cannot serve this input."""
 
 
 def resolve_model(spec: JobSpec) -> ResolvedModel:
@@ -100,6 +109,7 @@ def _network(spec: JobSpec, path: Path) -> ResolvedModel:
         threads=spec.threads,
         precision=spec.precision,
         compiled=spec.compile,
+        all_queries=spec.keeps_all_queries,
     )
     return ResolvedModel(
         factory,
@@ -109,7 +119,7 @@ def _network(spec: JobSpec, path: Path) -> ResolvedModel:
         info.num_queries,
         info.parameters,
         f"Mask2Former {info.backbone}, {info.task}, {len(info.classes)} classes, {info.parameters / 1e6:.1f} M parameters",
-        lambda raster: None,
+        lambda info: None,
     )
 
 
@@ -125,8 +135,6 @@ def _refuse_missing_compiler() -> None:
 
 
 def _echo(spec: JobSpec) -> ResolvedModel:
-    from panoptile.pipeline.echo import EchoFactory
-
     asked = {
         "--task": spec.task,
         "--fuse": spec.fuse,
@@ -141,22 +149,25 @@ def _echo(spec: JobSpec) -> ResolvedModel:
     paths = [labels_path, *([classes_path] if classes_path else [])]
     for path in paths:
         if not Path(path).is_file():
-            raise invalid(f"There is no label raster {path!r}. Write --model echo:LABELS.tif[,CLASSES.tif].")
+            raise invalid(
+                f"There is no label raster {path!r}. Write --model echo:LABELS.tif[,CLASSES.tif], for a video "
+                "echo:LABELS.npy[,CLASSES.npy]."
+            )
+    absolute = [str(Path(path).absolute()) for path in paths]
     try:
         table = None if spec.labels is None else ClassTable.from_file(spec.labels)
-        draft = EchoFactory(
-            str(Path(labels_path).absolute()),
-            str(Path(classes_path).absolute()) if classes_path else None,
-            table,
-        )
-        classes = draft.class_table()
+        factory: EchoFactory | VideoEchoFactory
+        if labels_path.endswith(".npy"):
+            factory, check_size = _video_echo(absolute, table)
+        else:
+            factory, check_size = _raster_echo(absolute, table)
+        classes = factory.class_table()
     except ValueError as e:
         raise invalid(str(e)) from e
-    factory = EchoFactory(draft.labels_path, draft.classes_path, classes)
 
-    def check(raster: RasterInfo) -> None:
+    def check(info: RasterInfo | VideoInfo) -> None:
         try:
-            factory.check(raster.height, raster.width)
+            check_size(info)
         except ValueError as e:
             raise invalid(str(e)) from e
 
@@ -165,3 +176,31 @@ def _echo(spec: JobSpec) -> ResolvedModel:
         with Path(path).open("rb") as f:
             digest.update(hashlib.file_digest(f, "sha256").digest())
     return ResolvedModel(factory, classes, 3, digest.hexdigest(), 0, 0, f"echo of {', '.join(paths)}", check)
+
+
+def _raster_echo(paths: list[str], table: ClassTable | None) -> tuple[EchoFactory, CheckSize]:
+    from panoptile.pipeline.echo import EchoFactory
+
+    draft = EchoFactory(paths[0], paths[1] if len(paths) > 1 else None, table)
+    factory = dataclasses.replace(draft, classes=draft.class_table())
+
+    def check(info: RasterInfo | VideoInfo) -> None:
+        if not isinstance(info, RasterInfo):
+            raise ValueError(f"{info.uri} is a video: its echo is an array of frames, echo:LABELS.npy.")  # noqa: TRY004  (a user's mistake)
+        factory.check(info.height, info.width)
+
+    return factory, check
+
+
+def _video_echo(paths: list[str], table: ClassTable | None) -> tuple[VideoEchoFactory, CheckSize]:
+    from panoptile.pipeline.video_echo import VideoEchoFactory
+
+    draft = VideoEchoFactory(paths[0], paths[1] if len(paths) > 1 else None, table)
+    factory = dataclasses.replace(draft, classes=draft.class_table())
+
+    def check(info: RasterInfo | VideoInfo) -> None:
+        if isinstance(info, RasterInfo):
+            raise ValueError(f"{info.uri} is a raster: its echo is a label raster, echo:LABELS.tif.")  # noqa: TRY004  (a user's mistake)
+        factory.check(len(info.index), info.height, info.width)
+
+    return factory, check

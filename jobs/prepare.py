@@ -14,17 +14,19 @@ from panoptile.jobs.exits import invalid
 from panoptile.jobs.models import ResolvedModel, resolve_model
 from panoptile.jobs.spec import JobSpec
 from panoptile.jobs.state import cannot_write, check_same_job, is_unstarted
+from panoptile.jobs.video_sources import plan_video, split_sources
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
+from panoptile.pipeline.any_plan import AnyPlan
 from panoptile.pipeline.gdal_env import ALLOWED_DRIVERS
 from panoptile.pipeline.ground_area import pixel_area_m2
-from panoptile.pipeline.inputs import InputError, find_inputs
-from panoptile.pipeline.plan import RasterPlan
+from panoptile.pipeline.inputs import InputError
+from panoptile.pipeline.plan import RasterPlan, fingerprint
 from panoptile.pipeline.raster_file import Limits
-from panoptile.pipeline.raster_info import RasterInfo
 from panoptile.pipeline.raster_source import inspect_raster
 from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.store import StoreUnreachable, open_store
+from panoptile.pipeline.video_plan import VideoPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Prepared:
 
     spec: JobSpec
     model: ResolvedModel
-    plans: tuple[RasterPlan, ...]
+    plans: tuple[AnyPlan, ...]
     fingerprint: str
     notes: tuple[str, ...]
     """Sentences for the user: what is missing or unusual."""
@@ -55,7 +57,8 @@ class Prepared:
 
     @property
     def tiles(self) -> int:
-        return sum(len(p.grid) for p in self.plans)
+        """Tiles of rasters and frames of videos."""
+        return sum(p.item_count for p in self.plans)
 
     @property
     def units(self) -> int:
@@ -63,15 +66,26 @@ class Prepared:
 
     @property
     def pixels(self) -> int:
-        return sum(p.info.height * p.info.width for p in self.plans)
+        return sum(p.pixels for p in self.plans)
 
     @property
     def input_bytes(self) -> int:
         return sum(p.info.size_bytes for p in self.plans)
 
-    def node_filter(self, plan: RasterPlan) -> NodeFilter:
-        """Which segments of one raster are published."""
-        return node_filter(self.spec, self.model.classes, plan.info)
+    @property
+    def videos(self) -> tuple[VideoPlan, ...]:
+        return tuple(p for p in self.plans if isinstance(p, VideoPlan))
+
+    def node_filter(self, plan: AnyPlan) -> NodeFilter:
+        """Which segments of one input are published."""
+        area = pixel_area_m2(plan.info) if isinstance(plan, RasterPlan) else None
+        return node_filter(self.spec, self.model.classes, area)
+
+    def result_name(self, plan: AnyPlan) -> str:
+        """What decides the published bytes of one input, given its fragments."""
+        if isinstance(plan, RasterPlan):
+            return self.fingerprint
+        return fingerprint({"job": self.fingerprint, **self.spec.link_fields()})
 
 
 def prepare(spec: JobSpec, *, any_job: bool = False) -> Prepared:
@@ -80,68 +94,79 @@ def prepare(spec: JobSpec, *, any_job: bool = False) -> Prepared:
     ``any_job``: the output folder may hold another job; who asks only wants to know what would be run.
     """
     try:
-        uris = find_inputs(spec.sources)
+        rasters, videos = split_sources(spec)
     except InputError as e:
         raise invalid(str(e)) from e
     except StoreUnreachable as e:
         raise cannot_write(spec.out, e) from e
     model = resolve_model(spec)
     _check_class_names(spec, model.classes)
-    infos, skipped = _inspect_all(spec, uris, model.channels)
-    plans = tuple(RasterPlan(info, spec.tile, spec.overlap) for info in infos)
+    if videos and model.channels != 3:
+        raise invalid(f"A video has 3 channels, the network of --model wants {model.channels}.")
+    uris = [*rasters, *videos]
+    plans, skipped = _plan_all(spec, rasters, videos, model.channels)
     for plan in plans:
         model.check_input(plan.info)
-    fingerprint = spec.fingerprint(model.sha256)
+    job = spec.fingerprint(model.sha256)
     if not any_job:
-        check_output(spec.out, fingerprint, spec, model.sha256, uris)
+        check_output(spec.out, job, spec, model.sha256, uris)
+    return Prepared(spec, model, plans, job, tuple(_notes(spec, plans, skipped)), tuple(uris), tuple(skipped))
+
+
+def _notes(spec: JobSpec, plans: Sequence[AnyPlan], skipped: Sequence[SkippedInput]) -> list[str]:
     notes = [f"skipped: {s.message}" for s in skipped]
-    notes += [f"{plan.info.uri}: {note}" for plan in plans for note in plan.info.notes]
-    if spec.overlap < 16:
+    notes += [f"{plan.uri}: {note}" for plan in plans for note in plan.info.notes]
+    rasters = [plan for plan in plans if isinstance(plan, RasterPlan)]
+    if spec.overlap < 16 and rasters:
         notes.append(
             f"--overlap {spec.overlap} is too little to make objects whole across tile borders: use 16 or more."
         )
     if spec.min_area > 0:
         notes += [
-            f"{plan.info.uri}: --min-area counts pixels here, because the raster has no CRS."
-            for plan in plans
+            f"{plan.uri}: --min-area counts pixels here, because the raster has no CRS."
+            for plan in rasters
             if pixel_area_m2(plan.info) is None
         ]
-    return Prepared(spec, model, plans, fingerprint, tuple(notes), tuple(uris), tuple(skipped))
+    return notes
 
 
-def _inspect_all(
-    spec: JobSpec, uris: Sequence[str], channels: int
-) -> tuple[list[RasterInfo], list[SkippedInput]]:
-    """The inputs that can be segmented, and those that --skip-invalid leaves out."""
-    limits = Limits(pixels=int(spec.max_pixels), drivers=spec.allow_drivers or ALLOWED_DRIVERS)
-    infos: list[RasterInfo] = []
+def _plan_all(
+    spec: JobSpec, rasters: Sequence[str], videos: Sequence[str], channels: int
+) -> tuple[tuple[AnyPlan, ...], list[SkippedInput]]:
+    """The inputs that can be segmented, cut into units, and those that --skip-invalid leaves out."""
+    plans: list[AnyPlan] = []
     wrong: list[SkippedInput] = []
-    for uri in uris:
+    uris = [*rasters, *videos]
+    for i, uri in enumerate(uris):
         try:
-            infos.append(
-                inspect_raster(
-                    uri,
-                    bands=spec.bands,
-                    scale=spec.scale,
-                    gsd=spec.gsd,
-                    nodata=spec.nodata,
-                    aoi=spec.aoi,
-                    channels=channels,
-                    limits=limits,
-                )
-            )
+            is_raster = i < len(rasters)
+            plans.append(_plan_raster(spec, uri, channels) if is_raster else plan_video(spec, uri))
         except StoreUnreachable as e:
             raise cannot_write(spec.out, e) from e
         except InputError as e:
             cause = e.__cause__ or e
             stage: Literal["open", "header"] = "open" if isinstance(cause, OSError) else "header"
             wrong.append(SkippedInput(uri, stage, type(cause).__name__, str(e)))
-    if wrong and not (spec.skip_invalid and infos):
+    if wrong and not (spec.skip_invalid and plans):
         first = "\n".join(w.message for w in wrong[:20])
         rest = "" if len(wrong) <= 20 else f"\n… and {len(wrong) - 20} more"
         hint = "\n--skip-invalid leaves such inputs out." if len(wrong) < len(uris) else ""
         raise invalid(first + rest + hint)
-    return infos, wrong
+    return tuple(plans), wrong
+
+
+def _plan_raster(spec: JobSpec, uri: str, channels: int) -> AnyPlan:
+    info = inspect_raster(
+        uri,
+        bands=spec.bands,
+        scale=spec.scale,
+        gsd=spec.gsd,
+        nodata=spec.nodata,
+        aoi=spec.aoi,
+        channels=channels,
+        limits=Limits(pixels=int(spec.max_pixels), drivers=spec.allow_drivers or ALLOWED_DRIVERS),
+    )
+    return RasterPlan(info, spec.tile, spec.overlap)
 
 
 def _check_class_names(spec: JobSpec, classes: ClassTable) -> None:
@@ -153,12 +178,15 @@ def _check_class_names(spec: JobSpec, classes: ClassTable) -> None:
                 raise invalid(f"{option}: {e}") from e
 
 
-def node_filter(spec: JobSpec, classes: ClassTable, info: RasterInfo) -> NodeFilter:
-    """The filter that --classes, --exclude and --min-area ask for, in published ids and pixels."""
+def node_filter(spec: JobSpec, classes: ClassTable, pixel_area: float | None) -> NodeFilter:
+    """The filter that --classes, --exclude and --min-area ask for, in published ids and pixels.
+
+    ``pixel_area`` is in square metres; None where pixels have no size on the ground: areas are pixels then.
+    """
     wanted = {classes.by_name(name).class_id for name in spec.classes} or {c.class_id for c in classes}
     wanted -= {classes.by_name(name).class_id for name in spec.exclude}
     keep = None if len(wanted) == len(classes) else frozenset(wanted)
-    return NodeFilter(keep, math.ceil(spec.min_area / (pixel_area_m2(info) or 1.0)))
+    return NodeFilter(keep, math.ceil(spec.min_area / (pixel_area or 1.0)))
 
 
 def check_output(out: str, fingerprint: str, spec: JobSpec, model_sha256: str, uris: Sequence[str]) -> None:

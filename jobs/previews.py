@@ -9,13 +9,16 @@ from panoptile.jobs.exits import invalid
 from panoptile.jobs.state import cannot_write
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
+from panoptile.pipeline.any_plan import plan_from_json
 from panoptile.pipeline.plan import RasterPlan
 from panoptile.pipeline.preview import MIN_SIDE, write_preview
 from panoptile.pipeline.store import Store, StoreUnreachable, open_store
+from panoptile.pipeline.video_plan import VideoPlan
+from panoptile.pipeline.video_preview import write_contact_sheet
 
 
 def redraw(out: str, max_side: int) -> list[str]:
-    """Draw every raster of a finished run; returns the paths of the pictures. Raises :class:`JobError`."""
+    """Draw every input of a finished run; returns the paths of the pictures. Raises :class:`JobError`."""
     if not MIN_SIDE <= max_side <= 16_384:
         raise invalid(f"--max-side must lie between {MIN_SIDE} and 16384 pixels, got {max_side}.")
     try:
@@ -31,7 +34,35 @@ def redraw(out: str, max_side: int) -> list[str]:
 
 
 def _redraw(store: Store, plan_key: str, max_side: int) -> str:
-    info = RasterPlan.from_json(store.read_bytes(plan_key)).info
+    plan = plan_from_json(store.read_bytes(plan_key))
+    return (
+        _redraw_video(store, plan, max_side)
+        if isinstance(plan, VideoPlan)
+        else _redraw_raster(store, plan, max_side)
+    )
+
+
+def _redraw_video(store: Store, plan: VideoPlan, max_side: int) -> str:
+    tables = [f"video/{plan.key}/{name}.parquet" for name in ("masks", "tracks")]
+    target = f"previews/{plan.key}.png"
+    with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
+        scratch = Path(folder)
+        try:
+            classes = ClassTable.from_file(store.local_copy(layout.CLASSES, scratch))
+            masks, tracks = (store.local_copy(key, scratch) for key in tables)
+            write_contact_sheet(scratch / "preview.png", plan, masks, tracks, classes, max_side=max_side)
+        except ValueError as e:
+            raise invalid(str(e)) from e
+        except StoreUnreachable:
+            raise
+        except OSError as e:
+            raise invalid(f"Cannot draw {plan.uri}: {e}") from e
+        store.put_file(target, scratch / "preview.png")
+    return store.uri(target)
+
+
+def _redraw_raster(store: Store, plan: RasterPlan, max_side: int) -> str:
+    info = plan.info
     rasters = [f"rasters/{info.key}/{info.stem}.{name}.tif" for name in ("segments", "classes")]
     for key in rasters:
         if not store.exists(key):

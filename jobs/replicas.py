@@ -62,6 +62,17 @@ def worker_count(prepared: Prepared, gpus: int, cpus: int | None = None) -> int:
     return int(max(1, min(cores, memory)))
 
 
+def _largest_image(prepared: Prepared) -> int:
+    """Pixels of the largest image that the network sees at once: a tile, or a frame."""
+    spec = prepared.spec
+    sides = [(spec.tile, spec.tile)] if len(prepared.videos) < len(prepared.plans) else []
+    for plan in prepared.videos:
+        height, width = plan.info.height, plan.info.width
+        scale = min(1.0, (plan.frame_size or height) / min(height, width))
+        sides.append((round(height * scale), round(width * scale)))
+    return max(height * width for height, width in sides)
+
+
 def worker_bytes(prepared: Prepared) -> int:
     """Estimated memory of one worker on a CPU.
 
@@ -69,7 +80,7 @@ def worker_bytes(prepared: Prepared) -> int:
     pixel of the batch (1.4 GB measured at 1024² with Swin-T), and up to eight tiles wait in the queues.
     """
     spec = prepared.spec
-    pixels = spec.tile * spec.tile * spec.batch
+    pixels = _largest_image(prepared) * spec.batch
     base = 350 if prepared.model.parameters else 150
     activations = 1400 * pixels if prepared.model.parameters else 16 * pixels
     queues = 8 * pixels * (prepared.model.channels + 9)

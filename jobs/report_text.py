@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,33 @@ from panoptile.jobs.results import listing
 from panoptile.jobs.seam_report import seam_line
 from panoptile.jobs.segment import Summary
 from panoptile.model.classes import ClassTable
+from panoptile.pipeline.finish import FinishedInput
+from panoptile.pipeline.plan import RasterPlan
+from panoptile.pipeline.video_plan import VideoPlan
+
+_SHOWN = 50
+"""Inputs that a table lists."""
 
 
 def plan_line(prepared: Prepared) -> str:
     """One line for a run that starts."""
-    n = len(prepared.plans)
-    return (
-        f"plan    {n} raster{'s' if n != 1 else ''}  {prepared.pixels / 1e6:,.1f} Mpx  {prepared.tiles:,} tiles "
-        f"{prepared.spec.tile}/{prepared.spec.overlap}  {prepared.units:,} units  model: {prepared.model.description}"
-    )
+    rasters = [p for p in prepared.plans if isinstance(p, RasterPlan)]
+    videos = prepared.videos
+    parts = []
+    if rasters:
+        parts += [
+            _counted(len(rasters), "raster"),
+            f"{sum(p.pixels for p in rasters) / 1e6:,.1f} Mpx",
+            f"{sum(p.item_count for p in rasters):,} tiles {prepared.spec.tile}/{prepared.spec.overlap}",
+        ]
+    if videos:
+        parts += [_counted(len(videos), "video"), f"{sum(p.item_count for p in videos):,} frames"]
+    parts += [f"{prepared.units:,} units", f"model: {prepared.model.description}"]
+    return "plan    " + "  ".join(parts)
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def plan_fields(prepared: Prepared) -> dict[str, Any]:
@@ -38,41 +57,56 @@ def plan_fields(prepared: Prepared) -> dict[str, Any]:
         "workers_on_cpu": worker_count(prepared, 0),
         "notes": list(prepared.notes),
         "inputs": [
-            {
-                "uri": p.info.uri,
-                "key": p.info.key,
-                "height": p.info.height,
-                "width": p.info.width,
-                "bands": list(p.info.bands),
-                "dtype": p.info.dtype,
-                "scale": None if p.info.scale is None else list(p.info.scale),
-                "nodata": p.info.nodata,
-                "tiles": len(p.grid),
-                "units": p.unit_count,
-                "bytes": p.info.size_bytes,
-            }
-            for p in prepared.plans
+            _raster_fields(p) if isinstance(p, RasterPlan) else _video_fields(p) for p in prepared.plans
         ],
+    }
+
+
+def _raster_fields(p: RasterPlan) -> dict[str, Any]:
+    return {
+        "kind": "raster",
+        "uri": p.info.uri,
+        "key": p.info.key,
+        "height": p.info.height,
+        "width": p.info.width,
+        "bands": list(p.info.bands),
+        "dtype": p.info.dtype,
+        "scale": None if p.info.scale is None else list(p.info.scale),
+        "nodata": p.info.nodata,
+        "tiles": len(p.grid),
+        "units": p.unit_count,
+        "bytes": p.info.size_bytes,
+    }
+
+
+def _video_fields(p: VideoPlan) -> dict[str, Any]:
+    index = p.info.index
+    return {
+        "kind": "video",
+        "uri": p.uri,
+        "key": p.key,
+        "height": p.info.height,
+        "width": p.info.width,
+        "codec": index.codec,
+        "container": index.container,
+        "rotation": index.rotation,
+        "fps": index.fps,
+        "seconds": index.duration_s,
+        "frames_in_file": len(index),
+        "frames": p.item_count,
+        "units": p.unit_count,
+        "unit_frames": [unit.count for unit in p.units()][:1000],
+        "backend": p.info.choice.backend,
+        "backend_reason": p.info.choice.reason,
+        "bytes": p.info.size_bytes,
     }
 
 
 def plan_text(prepared: Prepared) -> str:
     """The table that ``plan`` prints."""
     lines = [plan_line(prepared), ""]
-    lines.append(
-        f"{'raster':<44} {'rows x cols':>17} {'bands':>7} {'type':>8} {'tiles':>7} {'units':>6} {'MB':>9}"
-    )
-    for p in prepared.plans[:50]:
-        i = p.info
-        name = i.uri if len(i.uri) <= 44 else "…" + i.uri[-43:]
-        size = f"{i.height:,} x {i.width:,}"
-        bands = ",".join(map(str, i.bands))
-        lines.append(
-            f"{name:<44} {size:>17} {bands:>7} {i.dtype:>8} {len(p.grid):>7,} {p.unit_count:>6,} "
-            f"{i.size_bytes / 1e6:>9,.1f}"
-        )
-    if len(prepared.plans) > 50:
-        lines.append(f"… and {len(prepared.plans) - 50:,} more")
+    lines += _raster_lines([p for p in prepared.plans if isinstance(p, RasterPlan)])
+    lines += _video_lines(prepared.videos)
     lines += [
         "",
         (
@@ -82,6 +116,46 @@ def plan_text(prepared: Prepared) -> str:
         f"job fingerprint: {prepared.fingerprint[:16]}; nothing was written",
     ]
     return "\n".join(lines)
+
+
+def _raster_lines(plans: Sequence[RasterPlan]) -> list[str]:
+    if not plans:
+        return []
+    lines = [
+        f"{'raster':<44} {'rows x cols':>17} {'bands':>7} {'type':>8} {'tiles':>7} {'units':>6} {'MB':>9}"
+    ]
+    for p in plans[:_SHOWN]:
+        i = p.info
+        bands = ",".join(map(str, i.bands))
+        lines.append(
+            f"{_short_name(i.uri):<44} {f'{i.height:,} x {i.width:,}':>17} {bands:>7} {i.dtype:>8} "
+            f"{len(p.grid):>7,} {p.unit_count:>6,} {i.size_bytes / 1e6:>9,.1f}"
+        )
+    return lines + _and_more(len(plans))
+
+
+def _video_lines(plans: Sequence[VideoPlan]) -> list[str]:
+    if not plans:
+        return []
+    lines = [
+        f"{'video':<44} {'rows x cols':>13} {'codec':>7} {'fps':>7} {'frames':>15} {'units':>6} {'decoder':>8} {'MB':>9}"
+    ]
+    for p in plans[:_SHOWN]:
+        i = p.info
+        lines.append(
+            f"{_short_name(i.uri):<44} {f'{i.height:,} x {i.width:,}':>13} {i.index.codec:>7} {i.index.fps:>7.2f} "
+            f"{f'{p.item_count:,} of {len(i.index):,}':>15} {p.unit_count:>6,} {i.choice.backend:>8} "
+            f"{i.size_bytes / 1e6:>9,.1f}"
+        )
+    return lines + _and_more(len(plans))
+
+
+def _short_name(uri: str) -> str:
+    return uri if len(uri) <= 44 else "…" + uri[-43:]
+
+
+def _and_more(n: int) -> list[str]:
+    return [f"… and {n - _SHOWN:,} more"] if n > _SHOWN else []
 
 
 def summary_fields(prepared: Prepared, summary: Summary) -> dict[str, Any]:
@@ -106,7 +180,7 @@ def summary_text(prepared: Prepared, summary: Summary) -> str:
         return f"done    {summary.out} holds the finished result of this very job; nothing was run"
     lines, out = [], near(summary.out)
     for f in summary.inputs:
-        lines += ["", near(f.plan.info.uri), _class_table(prepared.model.classes, f)]
+        lines += ["", near(f.plan.uri), _class_table(prepared.model.classes, f)]
         lines += [f"  {out}/{a.key}" for a in f.assets]
         if f.preview:
             lines.append(f"  {out}/{f.preview}")
@@ -126,16 +200,24 @@ def near(path: str) -> str:
     return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
 
 
-def _class_table(classes: ClassTable, f: Any) -> str:
-    rows = [f"  {'class':<24} {'kind':<6} {'segments':>9} {'share':>7}"]
-    total = f.plan.info.height * f.plan.info.width
+def _class_table(classes: ClassTable, f: FinishedInput) -> str:
+    is_video = isinstance(f.plan, VideoPlan)
+    rows = [f"  {'class':<24} {'kind':<6} {'tracks' if is_video else 'segments':>9} {'share':>7}"]
+    total = f.plan.pixels
     for c in f.counts:
         named = classes[c.class_id - 1]
         kind = "thing" if named.is_thing else "stuff"
         rows.append(f"  {named.name:<24} {kind:<6} {c.segments:>9,} {c.pixels / total:>7.1%}")
-    rows.append(
-        f"  {f.segments:,} segments; {f.things_over_seams:,} things were made whole across tile borders"
-    )
+    if is_video:
+        rows.append(f"  {f.segments:,} tracks over {f.plan.item_count:,} frames")
+        if f.empty_tiles or f.failed_tiles:
+            rows.append(
+                f"  {f.empty_tiles:,} frames could not be decoded, {f.failed_tiles:,} failed: see frames.parquet"
+            )
+    else:
+        rows.append(
+            f"  {f.segments:,} segments; {f.things_over_seams:,} things were made whole across tile borders"
+        )
     return "\n".join(rows)
 
 

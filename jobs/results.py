@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 from panoptile.jobs.exits import Exit
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
+from panoptile.pipeline.any_plan import AnyPlan
 from panoptile.pipeline.commit import Commit
 from panoptile.pipeline.fault_points import reach
 from panoptile.pipeline.finish import Asset, ClassCount, FinishedInput
-from panoptile.pipeline.plan import InputPlan, RasterPlan, Unit
+from panoptile.pipeline.plan import InputPlan, Unit
 from panoptile.pipeline.store import Store
 
 PUBLISHED_FOLDERS = ("rasters", "segments", "video")
@@ -47,7 +48,7 @@ def save_result(store: Store, finished: FinishedInput, fingerprint: str) -> None
 
 def load_result(
     data: bytes | None,
-    plan: RasterPlan,
+    plan: AnyPlan,
     fingerprint: str,
     commits: Mapping[str, str],
     sizes: Mapping[str, int],
@@ -165,12 +166,12 @@ def highest_generation(store: Store) -> int:
     return max((int(stem) for stem in stems if stem.isdecimal()), default=0)
 
 
-def commits_of(plan: RasterPlan, commits: Mapping[str, Commit]) -> dict[str, str]:
+def commits_of(plan: AnyPlan, commits: Mapping[str, Commit]) -> dict[str, str]:
     """Unit id -> sha256 of the committed fragment, of one input."""
     return {u.id: commits[u.id].sha256 for u in plan.units() if u.id in commits}
 
 
-def failed_items(plans: Sequence[RasterPlan], commits: Mapping[str, Commit]) -> dict[Unit, tuple[int, ...]]:
+def failed_items(plans: Sequence[AnyPlan], commits: Mapping[str, Commit]) -> dict[Unit, tuple[int, ...]]:
     """Items that failed for good in units that are committed without them."""
     return {
         u: commits[u.id].failed_tiles

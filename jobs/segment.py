@@ -40,21 +40,24 @@ from panoptile.jobs.results import (
 )
 from panoptile.jobs.run_log import RunLog, earlier_runs
 from panoptile.jobs.spec import LAYOUT_VERSION
-from panoptile.jobs.state import Finished, finished_before, store_errors, write_job
+from panoptile.jobs.state import Finished, finished_before, read_json, store_errors, write_job
 from panoptile.jobs.survey import Survey, open_units, survey, to_run
 from panoptile.pipeline import layout
+from panoptile.pipeline.any_plan import AnyPlan
 from panoptile.pipeline.attempt import UnitReport
 from panoptile.pipeline.commit import Commit
 from panoptile.pipeline.driver import Interrupted, Listener, TooManyFailures, run_units
 from panoptile.pipeline.fault_points import reach
 from panoptile.pipeline.finish import FinishedInput, Products, finish_input
 from panoptile.pipeline.memory import allocate_frugally
-from panoptile.pipeline.plan import RasterPlan, Unit
+from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.pool import Failure, PoolError
 from panoptile.pipeline.recovery import Policy
 from panoptile.pipeline.remote_uri import scheme_of
 from panoptile.pipeline.run_result import RunResult
 from panoptile.pipeline.store import Store, StoreUnreachable, open_store
+from panoptile.pipeline.video_finish import VideoProducts, finish_video
+from panoptile.pipeline.video_plan import VideoPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +74,13 @@ class Summary:
     """Another run of this job is at work, and --if-running skip asked to leave it alone."""
 
 
-def run_job(prepared: Prepared, console: Console, *, retry_quarantined: bool = True) -> Summary:
+def run_job(
+    prepared: Prepared, console: Console, *, retry_quarantined: bool = True, relink: bool = False
+) -> Summary:
     """Run the job, or follow the run that is at work: a summary with exit code 0 or 3, or :class:`JobError`.
 
-    ``retry_quarantined=False`` leaves alone what an earlier run gave up.
+    ``retry_quarantined=False`` leaves alone what an earlier run gave up; ``relink`` lets other linking options replace
+    a finished result.
     """
     allocate_frugally()
     spec = prepared.spec
@@ -84,6 +90,8 @@ def run_job(prepared: Prepared, console: Console, *, retry_quarantined: bool = T
     model = (prepared.model.description, prepared.model.sha256)
     with store_errors(spec.out):
         write_job(store, spec, prepared.fingerprint, model, prepared.uris)
+        if not relink:
+            _refuse_other_links(store, prepared)
         done = _finished(store, prepared, retry_quarantined)
     while done is None:
         with store_errors(spec.out, started=True):
@@ -127,7 +135,25 @@ def _finished_as(store: Store, prepared: Prepared, found: Survey) -> Finished | 
         for plan in prepared.plans
         for u in plan.units()
     }
-    return finished_before(store, prepared.fingerprint, units)
+    done = finished_before(store, prepared.fingerprint, units)
+    return None if done is None or done.link != _link_fields(prepared) else done
+
+
+def _link_fields(prepared: Prepared) -> dict[str, object]:
+    return prepared.spec.link_fields() if prepared.videos else {}
+
+
+def _refuse_other_links(store: Store, prepared: Prepared) -> None:
+    """A finished result is not replaced because other linking options were given in passing: exit 5."""
+    success = read_json(store, layout.SUCCESS) or {}
+    wanted, there = _link_fields(prepared), success.get("link", {})
+    differing = [name for name in wanted if name in there and wanted[name] != there[name]]
+    if differing and success.get("fingerprint") == prepared.fingerprint:
+        was = ", ".join(f"--{name.replace('_', '-')} {there[name]}" for name in differing)
+        raise JobError(
+            Exit.OTHER_JOB,
+            f"{store.root} holds this job linked with {was}. Use the same options, or `panoptile relink` to link it anew.",
+        )
 
 
 def _summary_of(store: Store, prepared: Prepared, found: Survey, done: Finished) -> Summary:
@@ -158,7 +184,7 @@ def _known_results(
     known = {}
     for plan in prepared.plans:
         data = records.get(result_key(plan.key))
-        result = load_result(data, plan, prepared.fingerprint, commits_of(plan, commits), sizes)
+        result = load_result(data, plan, prepared.result_name(plan), commits_of(plan, commits), sizes)
         if result is not None:
             known[plan.key] = result
     return known
@@ -264,7 +290,7 @@ class _Run:
                 self._console.say(f"publish {plan.info.stem}")
                 reach("publish.input")
                 finished = _finish(store, prepared, plan)
-                save_result(store, finished, prepared.fingerprint)
+                save_result(store, finished, prepared.result_name(plan))
             inputs.append(finished)
         return inputs
 
@@ -304,6 +330,7 @@ class _Run:
             "units": prepared.units,
             "units_quarantined": quarantined,
             "segments": sum(f.segments for f in inputs),
+            **({"link": _link_fields(prepared)} if prepared.videos else {}),
         }
         reach("generation.before")
         succeed(store, code, success)
@@ -356,8 +383,25 @@ def _run_units(
 # --- one input -----------------------------------------------------------------------------------------
 
 
-def _finish(store: Store, prepared: Prepared, plan: RasterPlan) -> FinishedInput:
-    spec = prepared.spec
+def _finish(store: Store, prepared: Prepared, plan: AnyPlan) -> FinishedInput:
+    """Join and publish one input."""
+    _check_unchanged(plan)
+    try:
+        return _joined(store, prepared, plan)
+    except StoreUnreachable:
+        raise
+    except (OSError, ValueError) as e:
+        raise JobError(
+            Exit.FAILED,
+            f"Publishing {plan.uri} failed: {e} (scratch files go to {tempfile.gettempdir()}). "
+            "Finished units are kept: run the same command to go on.",
+        ) from e
+
+
+def _joined(store: Store, prepared: Prepared, plan: AnyPlan) -> FinishedInput:
+    spec, classes, keep = prepared.spec, prepared.model.classes, prepared.node_filter(plan)
+    if isinstance(plan, VideoPlan):
+        return finish_video(store, plan, classes, keep, VideoProducts(spec.link_options(), spec.overlay))
     tags = {
         "PANOPTILE_LAYOUT": str(LAYOUT_VERSION),
         "MODEL_SHA256": prepared.model.sha256,
@@ -365,23 +409,15 @@ def _finish(store: Store, prepared: Prepared, plan: RasterPlan) -> FinishedInput
         "OVERLAP": str(spec.overlap),
     }
     products = Products(spec.raster, spec.vector, compression=spec.compression)
-    _check_unchanged(plan)
-    try:
-        return finish_input(store, plan, prepared.model.classes, prepared.node_filter(plan), products, tags)
-    except StoreUnreachable:
-        raise
-    except (OSError, ValueError) as e:
-        raise JobError(
-            Exit.FAILED,
-            f"Publishing {plan.info.uri} failed: {e} (scratch files go to {tempfile.gettempdir()}). "
-            "Finished units are kept: run the same command to go on.",
-        ) from e
+    return finish_input(store, plan, classes, keep, products, tags)
 
 
-def _check_unchanged(plan: RasterPlan) -> None:
+def _check_unchanged(plan: AnyPlan) -> None:
     """An input that was replaced while it was read would give a mixture: exit 4, and the next run redoes it."""
     info = plan.info
-    if scheme_of(info.uri) is not None:
+    if scheme_of(info.uri) is not None or os.path.isdir(
+        info.uri
+    ):  # a folder of frames is looked at when planned
         return
     try:
         now = os.stat(info.uri)

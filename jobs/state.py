@@ -66,6 +66,15 @@ def read_json(store: Store, key: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def parquet_rows(data: bytes) -> list[dict[str, Any]] | None:
+    """The rows of a Parquet file; None where the bytes are none, or damaged."""
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(data)).to_pylist()
+    except (pa.ArrowException, OSError, ValueError):  # a damaged footer, page or string each raise their own
+        return None
+    return rows
+
+
 def write_job(
     store: Store, spec: JobSpec, fingerprint: str, model: tuple[str, str], uris: Sequence[str]
 ) -> None:
@@ -118,6 +127,8 @@ class Finished:
     metrics: dict[str, Any]
     rows: list[dict[str, Any]]
     """Of the manifest."""
+    link: dict[str, Any]
+    """How the segments of videos were linked; empty where there are none."""
 
 
 def finished_before(store: Store, fingerprint: str, units: Mapping[str, str | None]) -> Finished | None:
@@ -134,15 +145,15 @@ def finished_before(store: Store, fingerprint: str, units: Mapping[str, str | No
         manifest = store.read_bytes(layout.MANIFEST)
         if hashlib.sha256(manifest).hexdigest() != success.get("manifest_sha256"):
             return None
-        rows = pq.read_table(io.BytesIO(manifest)).to_pylist()
-    except (FileNotFoundError, pa.ArrowInvalid):
+    except FileNotFoundError:
         return None
-    if dict(units) != {row["name"]: row["sha256"] for row in rows if row["kind"] == "unit"}:
+    rows = parquet_rows(manifest)
+    if rows is None or dict(units) != {row["name"]: row["sha256"] for row in rows if row["kind"] == "unit"}:
         return None
     sizes = {s.key: s.size for top in ("rasters", "segments", "video") for s in store.walk(top)}
     if any(sizes.get(row["name"]) != row["bytes"] for row in rows if row["kind"] == "asset"):
         return None
-    return Finished(Exit(int(success.get("exit", 0))), metrics, rows)
+    return Finished(Exit(int(success.get("exit", 0))), metrics, rows, success.get("link", {}))
 
 
 @contextlib.contextmanager
