@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from panoptile.jobs.exits import invalid
+from panoptile.jobs.exits import Exit, JobError, invalid
 from panoptile.model.classes import ClassTable, SegmentClass
 from panoptile.pipeline import layout
 from panoptile.pipeline.contingency import VOID
@@ -19,7 +19,7 @@ from panoptile.pipeline.label_source import LabelMeaning, LabelRaster, LabelSour
 from panoptile.pipeline.overlaps import UNSCORED, SegmentLabels
 from panoptile.pipeline.plan import RasterPlan, kind_of
 from panoptile.pipeline.raster_info import RasterInfo
-from panoptile.pipeline.store import Store, open_store
+from panoptile.pipeline.store import Store, StoreUnreachable, open_store
 from panoptile.pipeline.video_labels import TrackTable
 
 
@@ -70,7 +70,14 @@ class FinishedRun:
     def _local(self, key: str) -> Path:
         folder = self.scratch / str(abs(hash((self.store.root, key))))
         folder.mkdir(parents=True, exist_ok=True)
-        return self.store.local_copy(key, folder)
+        try:
+            return self.store.local_copy(key, folder)
+        except FileNotFoundError as e:
+            raise invalid(
+                f"{self.store.uri(key)} is not there: the run is damaged, or without that product."
+            ) from e
+        except StoreUnreachable as e:
+            raise JobError(Exit.UNREACHABLE, str(e)) from e
 
 
 def stem_of(key: str) -> str:
@@ -87,15 +94,11 @@ def is_run(out: str) -> bool:
 
 
 def open_run(out: str, scratch: Path) -> FinishedRun:
-    """Raises ``JobError`` (exit 2) for a folder without a finished run."""
+    """Raises ``JobError``: exit 2 for a folder without a finished run, 6 for a store that cannot be reached."""
     try:
         store = open_store(out)
-        finished = store.exists(layout.SUCCESS)
-    except ValueError as e:
-        raise invalid(str(e)) from e
-    if not finished:
-        raise invalid(f"{out} holds no finished run: there is no {layout.SUCCESS}.")
-    try:
+        if not store.exists(layout.SUCCESS):
+            raise invalid(f"{out} holds no finished run: there is no {layout.SUCCESS}.")
         classes = _class_table(json.loads(store.read_bytes(layout.CLASSES)))
         rasters, videos = [], []
         for key in store.keys("_state/plan"):
@@ -104,6 +107,8 @@ def open_run(out: str, scratch: Path) -> FinishedRun:
                 rasters.append(RasterPlan.from_json(data))
             else:
                 videos.append(Path(key).stem)
+    except StoreUnreachable as e:
+        raise JobError(Exit.UNREACHABLE, str(e)) from e
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise invalid(f"{out} cannot be read as a finished run: {e}") from e
     return FinishedRun(store, classes, tuple(rasters), tuple(videos), scratch)

@@ -33,6 +33,14 @@ from panoptile.pipeline.video_labels import (
 )
 
 RASTER_ENDINGS = (".tif", ".tiff", ".png", ".jp2")
+_FLAGS = {
+    "class_name": "--class",
+    "class_column": "--class-column",
+    "gt_classes": "--gt-classes",
+    "labels": "--labels",
+    "divisor": "--divisor",
+    "ignored": "--ignore",
+}
 _SAME_PLACE = 0.01
 """Pixels by which two grids may lie apart and count as one."""
 
@@ -48,7 +56,12 @@ class TruthOptions:
     labels: str | None = None
     divisor: int | None = None
     ignored: tuple[str, ...] = ()
-    unlabelled: Unlabelled = "background"
+    unlabelled: Unlabelled | None = None
+    """None: as the form of the ground truth has it, void in COCO panoptic and background elsewhere."""
+
+    @property
+    def rest(self) -> Unlabelled:
+        return self.unlabelled or "background"
 
 
 class GroundTruth(Protocol):
@@ -70,18 +83,18 @@ def open_truth(options: TruthOptions, scratch: Path, *, video: bool) -> GroundTr
     """Find out what ``options.gt`` is. Raises ``JobError`` or InputError, both exit 2."""
     gt = options.gt
     if is_run(gt):
-        _refuse(options, "a finished run", "class_name", "class_column", "gt_classes", "labels", "divisor")
-        return RunTruth(open_run(gt, scratch), options.unlabelled)
+        _refuse(options, "a finished run", *_FLAGS)
+        return RunTruth(open_run(gt, scratch), options.rest)
     if "://" in gt:
         raise invalid(f"{gt} is no finished run: copy other ground truth to local files first.")
     if not os.path.exists(gt):
         raise invalid(f"The ground truth {gt} does not exist: check the path.")
     if is_coco_panoptic(gt):
-        _refuse(options, "COCO panoptic", "class_name", "class_column", "gt_classes", "labels", "divisor")
-        return CocoTruth(read_coco_panoptic(gt))
+        _refuse(options, "COCO panoptic", *_FLAGS)
+        return CocoTruth(read_coco_panoptic(gt), options.unlabelled or "void")
     if is_vis_document(gt):
-        _refuse(options, "YouTube-VIS", "class_name", "class_column", "gt_classes", "labels", "divisor")
-        return VisTruth(read_vis_document(gt), options.unlabelled)
+        _refuse(options, "YouTube-VIS", *_FLAGS)
+        return VisTruth(read_vis_document(gt), options.rest)
     if video:
         return _video_truth(options)
     files = _label_files(gt)
@@ -95,10 +108,10 @@ def open_truth(options: TruthOptions, scratch: Path, *, video: bool) -> GroundTr
 def _video_truth(options: TruthOptions) -> GroundTruth:
     _refuse(options, "video labels", "class_column", "gt_classes")
     if options.gt.lower().endswith(".parquet"):
-        _refuse(options, "a table of masks", "class_name", "divisor")
+        _refuse(options, "a table of masks", "class_name", "divisor", "ignored")
         if options.labels is None:
             raise invalid("A table of masks needs --labels, the classes.json of the run that wrote it.")
-        return MaskTable(Path(options.gt), _class_table(options.labels), options.unlabelled)
+        return MaskTable(Path(options.gt), _class_table(options.labels), options.rest)
     if not os.path.isdir(options.gt):
         raise invalid(
             f"{options.gt} is no ground truth of a video: a folder of label rasters, masks.parquet or JSON."
@@ -108,11 +121,9 @@ def _video_truth(options: TruthOptions) -> GroundTruth:
 
 def _refuse(options: TruthOptions, kind: str, *names: str) -> None:
     """No option is silently ignored."""
-    flags = {"class_name": "--class", "class_column": "--class-column", "gt_classes": "--gt-classes",
-             "labels": "--labels", "divisor": "--divisor"}  # fmt: skip
     for name in names:
-        if getattr(options, name) is not None:
-            raise invalid(f"{flags[name]} means nothing for {options.gt}, which is {kind}: leave it out.")
+        if getattr(options, name):
+            raise invalid(f"{_FLAGS[name]} means nothing for {options.gt}, which is {kind}: leave it out.")
 
 
 def _label_files(gt: str) -> dict[str, str]:
@@ -173,9 +184,10 @@ class RunTruth:
 
 @dataclass(frozen=True, slots=True)
 class CocoTruth:
-    """COCO panoptic: 0 is void."""
+    """COCO panoptic."""
 
     coco: CocoPanoptic
+    unlabelled: Unlabelled
 
     @property
     def classes(self) -> tuple[NamedClass, ...]:
@@ -188,7 +200,8 @@ class CocoTruth:
         return self.image(names[info.stem], matched)
 
     def image(self, stem: str, matched: MatchedClasses) -> LabelSource:
-        return self.coco.source(stem, {c.value: matched.truth[c.name] for c in self.coco.categories})
+        ids = {c.value: matched.truth[c.name] for c in self.coco.categories}
+        return self.coco.source(stem, ids, unlabelled=_rest(self.unlabelled))
 
     def video(self, stem: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
         raise invalid(
@@ -206,6 +219,8 @@ class PolygonFiles:
             raise invalid(
                 "Say what the polygons are: --class NAME where all are of one class, or --class-column COLUMN."
             )
+        if options.class_column is None:
+            _refuse(options, "polygons without a class column", "ignored")
         names = {v for f in self._files.values() for v in f.classes or () if v is not None}
         names -= set(options.ignored)
         self.classes = tuple(
@@ -221,7 +236,7 @@ class PolygonFiles:
         class_ids: dict[str | None, int] = dict(matched.truth.items())
         if self._options.class_column is None:
             class_ids[None] = matched.truth[self.classes[0].name]
-        ignored, unlabelled = frozenset(self._options.ignored), self._options.unlabelled
+        ignored, unlabelled = frozenset(self._options.ignored), self._options.rest
         return PolygonTruth(file, info, class_ids, matched.things, ignored=ignored, unlabelled=unlabelled)
 
     def video(self, stem: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
@@ -295,7 +310,7 @@ def _meaning(options: TruthOptions, table: ClassTable | None, matched: MatchedCl
         raise invalid("--divisor is at least 2 and needs --labels: values are class * divisor + object.")
     class_ids = {} if table is None else _by_value(table, matched)
     single = next(iter(matched.truth.values())) if table is None else None
-    return LabelMeaning(class_ids, matched.things, single, options.divisor, ignored, options.unlabelled)
+    return LabelMeaning(class_ids, matched.things, single, options.divisor, ignored, options.rest)
 
 
 def _check_grid(path: str, info: RasterInfo) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from panoptile.pipeline.contingency import VOID
 from panoptile.pipeline.inputs import InputError, shown
 from panoptile.pipeline.label_source import ArrayLabels
 from panoptile.pipeline.overlaps import UNSCORED, SegmentLabels
@@ -44,8 +45,10 @@ class CocoPanoptic:
     annotations: Mapping[str, dict[str, Any]]
     """By stem of the PNG."""
 
-    def source(self, stem: str, class_ids: Mapping[int, int]) -> ArrayLabels:
+    def source(self, stem: str, class_ids: Mapping[int, int], *, unlabelled: int = VOID) -> ArrayLabels:
         """The labels of one image, ``class_ids`` giving the scored class id of each category.
+
+        ``unlabelled`` is the label of black pixels.
 
         Raises InputError for a missing or broken PNG, and where PNG and JSON name different segments.
         """
@@ -74,6 +77,8 @@ class CocoPanoptic:
             crowd=np.array([crowd for _, _, crowd in infos], np.bool_),
             scores=np.array([float(s.get("score", 1.0)) for s in annotation["segments_info"]]),
         )
+        if unlabelled != VOID:
+            labels[labels == 0] = unlabelled
         return ArrayLabels(labels, table)
 
     def _check_ids(self, stem: str, listed: set[int], labels: np.ndarray) -> None:

@@ -150,11 +150,6 @@ class LabelRaster:
             )
 
     @property
-    def dataset(self) -> object:
-        """The opened raster, for its place."""
-        return next(iter(self._rasters.values()))[1]
-
-    @property
     def shape(self) -> tuple[int, int]:
         dataset = next(iter(self._rasters.values()))[1]
         return dataset.height, dataset.width

@@ -66,12 +66,13 @@ def evaluate(
         ),
     ] = None,
     unlabelled: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="background|void",
-            help="What unlabelled pixels are: known to hold none of the classes, or not known.",
+            help="What unlabelled pixels are: known to hold none of the classes, or not known. Default: void in COCO "
+            "panoptic, background elsewhere.",
         ),
-    ] = "background",
+    ] = None,
     window: Annotated[
         str | None, typer.Option(metavar="ROW,COL,HEIGHT,WIDTH", help="Compare this part alone, pixels.")
     ] = None,
@@ -95,7 +96,7 @@ def evaluate(
     from panoptile.jobs.score_text import score_fields, score_text
     from panoptile.pipeline.label_source import Unlabelled
 
-    if unlabelled not in ("background", "void"):
+    if unlabelled not in (None, "background", "void"):
         raise invalid(f"--unlabelled is background or void, got {unlabelled!r}.")
     truth = TruthOptions(
         gt,
@@ -105,7 +106,7 @@ def evaluate(
         labels,
         divisor,
         tuple(ignore or ()),
-        cast("Unlabelled", unlabelled),
+        cast("Unlabelled | None", unlabelled),
     )
     console = Console(as_json=as_json, quiet=quiet)
     result = run(out, EvalOptions(truth, tuple(rename or ()), window, area), console)

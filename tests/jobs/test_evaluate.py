@@ -18,7 +18,7 @@ from hotcoco.panoptic import PanopticEval
 from numpy.typing import NDArray
 from PIL import Image
 from tests.jobs.runs import TRANSFORM, WorldFiles, arrays, run, write_world
-from tests.pipeline.metric_cases import coco_sample, jittered, random_segmentation, write_coco
+from tests.pipeline.metric_cases import Segmentation, coco_sample, jittered, random_segmentation, write_coco
 from tests.pipeline.rasters import write_raster
 from tests.pipeline.worlds import World, make_world
 from typer.testing import CliRunner
@@ -345,6 +345,42 @@ def test_grids_and_folders_that_do_not_fit(finished: tuple[Path, World, WorldFil
         _eval(out, tmp_path / "nothing.tif", class_name="house")
     with pytest.raises(JobError, match="holds no finished run"):
         _eval(tmp_path, small, class_name="house")
+
+
+def test_options_that_mean_nothing_are_refused(
+    finished: tuple[Path, World, WorldFiles], data_dir: Path, tmp_path: Path
+) -> None:
+    """No option is silently ignored: each form of ground truth says which ones it has no use for."""
+    out, world, _ = finished
+    sample = data_dir / "metrics" / "panoptic_sample"
+    for gt, options in (
+        (sample, {"class_name": "person"}),
+        (sample, {"ignored": ("255",)}),
+        (out, {"labels": "table.json"}),
+        (
+            _write_polygons(tmp_path / "x.geojson", _outlines(world)),
+            {"class_name": "house", "ignored": ("tree",)},
+        ),
+        (_write_polygons(tmp_path / "y.geojson", _outlines(world)), {"class_column": "kind", "divisor": 10}),
+    ):
+        with pytest.raises(JobError, match="means nothing for"):
+            _eval(sample if gt is sample else out, gt, **options)
+    column = _eval(out, tmp_path / "x.geojson", class_column="kind", ignored=("tree",))
+    assert [c.name for c in column.classes] == ["house"]
+    assert _perfect(column)
+
+
+def test_black_of_a_coco_png_is_void_unless_told_otherwise(tmp_path: Path) -> None:
+    """What is found on black pixels is ignored by default, and wrong with --unlabelled background."""
+    classes = [ScoredClass(1, "a", True)]
+    truth = Segmentation(np.array([[0] * 10, [1] * 10]), {1: 1})
+    found = Segmentation(np.array([[2] * 10, [1] * 10]), {1: 1, 2: 1})
+    gt, prediction = (
+        write_coco(tmp_path / "gt", [truth], classes),
+        write_coco(tmp_path / "found", [found], classes),
+    )
+    assert _eval(prediction, gt).panoptic.all.invented == 0
+    assert _eval(prediction, gt, unlabelled="background").panoptic.all.invented == 1
 
 
 def test_a_run_without_a_table_is_compared_by_its_rasters(
