@@ -6,16 +6,13 @@ was when it was planned.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from panoptile.jobs.input_content import content_key, is_same_content
+from panoptile.jobs.state import parquet_rows
 from panoptile.pipeline import layout
 from panoptile.pipeline.commit import Commit, parse_commit
 from panoptile.pipeline.fault_points import reach
@@ -169,12 +166,9 @@ def quarantined_units(store: Store) -> set[str]:
 def dead_rows(store: Store) -> list[dict[str, Any]]:
     """The rows of the dead letter; none where there is none or it cannot be read."""
     try:
-        rows: list[dict[str, Any]] = pq.read_table(
-            io.BytesIO(store.read_bytes(layout.DEADLETTER))
-        ).to_pylist()
-    except (FileNotFoundError, pa.ArrowInvalid):
+        return parquet_rows(store.read_bytes(layout.DEADLETTER)) or []
+    except FileNotFoundError:
         return []
-    return rows
 
 
 def input_change(store: Store, plan: InputPlan, stored: bytes | None) -> str | None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from panoptile.jobs.exits import Exit, invalid
 from panoptile.jobs.results import PUBLISHED_FOLDERS, highest_generation
-from panoptile.jobs.state import read_json
+from panoptile.jobs.state import parquet_rows, read_json
 from panoptile.jobs.survey import read_commits
 from panoptile.pipeline import layout
 from panoptile.pipeline.commit import Commit
@@ -92,8 +88,8 @@ def _read_manifest(store: Store, success: dict[str, Any]) -> tuple[list[dict[str
         if problem is not None:
             found.append(Mismatch(kind, key, problem))  # type: ignore[arg-type]
     try:
-        rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(store.read_bytes(layout.MANIFEST))).to_pylist()
-    except (FileNotFoundError, pa.ArrowInvalid):
+        rows = parquet_rows(store.read_bytes(layout.MANIFEST)) or []
+    except FileNotFoundError:
         rows = []
     return rows, found
 

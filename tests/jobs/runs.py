@@ -91,15 +91,14 @@ def threads() -> Iterator[None]:
         yield
 
 
-def run(
-    files: WorldFiles, out: Path, *, shuffle: int | None = None, processes: bool = False, **options: object
-) -> Summary:
+def run(files: WorldFiles, out: Path, *, shuffle: int | None = None, **options: object) -> Summary:
     """Run a job over the world.
 
     Args:
         shuffle: seeds a random order of the units.
-        processes: replicas are processes, as for a user; else threads.
+        options: of the job; and ``processes=True`` for replicas that are processes, as for a user, not threads.
     """
+    processes = options.pop("processes", False)
     with contextlib.nullcontext() if processes else threads():
         return _run(files, out, shuffle, options)
 

@@ -34,7 +34,7 @@ from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.store import open_store
 from panoptile.pipeline.worker import Worker
 
-TILING = {"tile": 80, "overlap": 24}
+TILING: dict[str, Any] = {"tile": 80, "overlap": 24}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def recorded(world: WorldFiles, tmp_path_factory: pytest.TempPathFactory) -> Ite
     (folder / "area.geojson").write_text(json.dumps(area))
     spec = JobSpec(
         (str(world.image),), str(folder / "out"), model=str(folder / "model"), local=True, **TILING
-    )  # type: ignore[arg-type]
+    )
     prepared = prepare(spec)
     model = (prepared.model.description, prepared.model.sha256)
     write_job(open_store(folder / "out"), spec, prepared.fingerprint, model, prepared.uris)
@@ -323,7 +323,7 @@ def test_published_inputs_are_not_published_again(pair: Pair) -> None:
     (pair.out / "_SUCCESS.json").unlink()
     [parquet] = pair.out.glob("segments/b-*.parquet")
     parquet.unlink()
-    with mock.patch.object(segment, "finish_input", wraps=segment.finish_input) as finish:
+    with mock.patch.object(segment, "_finish", wraps=segment._finish) as finish:
         run(pair.files, pair.out, **TILING)
     assert finish.call_count == 1
     assert published(pair.out) == before
@@ -343,6 +343,14 @@ class ManyUnits:
 
     @property
     def unit_count(self) -> int:
+        return self.count
+
+    @property
+    def item_count(self) -> int:
+        return self.count
+
+    @property
+    def pixels(self) -> int:
         return self.count
 
     def units(self) -> Iterator[Unit]:

@@ -1,0 +1,234 @@
+"""The lease: one run at a time, taken over from the dead, harmless to those who wake up late."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from tests.jobs.runs import WorldFiles, published, run, threads, write_world
+from tests.pipeline.worlds import make_world
+
+from panoptile.jobs import lease, segment
+from panoptile.jobs.console import Console
+from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.follow import Followed, take_lease
+from panoptile.jobs.lease import Lease, Observer, beat_key, claim, highest_epoch, lease_key
+from panoptile.jobs.prepare import prepare
+from panoptile.jobs.spec import IfRunning, JobSpec
+from panoptile.pipeline.store import Store, open_store
+
+TILING = {"tile": 80, "overlap": 24}
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "out")
+
+
+@pytest.fixture(autouse=True)
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dead after a second without a beat, instead of a minute."""
+    monkeypatch.setenv(lease.PATIENCE_VARIABLE, "1")
+
+
+def foreign(store: Store, epoch: int = 1, count: int = 1) -> None:
+    """A lease of a process on a machine that we cannot see."""
+    record = {"token": "t", "host": "elsewhere", "pid": 7, "machine": "another kernel", "started": "1"}
+    store.put_if_absent(lease_key(epoch), json.dumps(record).encode())
+    store.put_bytes(beat_key(epoch), json.dumps({"token": "t", "count": count}).encode())
+
+
+class Clock:
+    """A monotonic clock that a test turns."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_of_many_claims_one_wins(store: Store) -> None:
+    """Sixteen threads claim the same epoch: one holds it."""
+    with ThreadPoolExecutor(16) as pool:
+        won = [held for held in pool.map(lambda _: claim(store, 0), range(16)) if held is not None]
+    assert len(won) == 1
+    assert won[0].still_held()
+    won[0].release(0)
+    assert Observer(store).look().state == "free"
+
+
+def test_a_foreign_holder_is_dead_only_after_the_patience_of_the_observer(store: Store) -> None:
+    """Without a change of the beat: unknown, then dead, by the observer's clock alone; a change makes it alive."""
+    clock = Clock()
+    observer = Observer(store, clock)
+    foreign(store)
+    assert observer.look().state == "unknown"
+    clock.now += 0.9
+    assert observer.look().state == "unknown"
+    foreign(store, count=2)
+    assert observer.look().state == "alive"
+    clock.now += 0.9
+    assert observer.look().state == "alive"
+    clock.now += 0.2
+    assert observer.look().state == "dead"
+
+
+def test_wall_clocks_do_not_matter(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With this machine's clock an hour ahead, then an hour behind, a beating holder is alive and a silent one is not."""
+    clock = Clock()
+    for skew in (3600, -3600):
+        real = time.time
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: real() + skew)  # noqa: B023  (called within the loop's turn)
+            observer = Observer(store, clock)
+            foreign(store, count=skew)
+            assert observer.look().state == "unknown"
+            foreign(store, count=skew + 1)
+            assert observer.look().state == "alive"
+            clock.now += 1.1
+            assert observer.look().state == "dead"
+
+
+def test_a_dead_process_of_this_machine_is_seen_at_once(store: Store) -> None:
+    """A holder whose process is gone, or whose number another process has now, is dead without any wait."""
+    identity = lease._process_identity()
+    if not identity:
+        pytest.skip("this system has no /proc: a dead holder is NOT seen at once here")
+    record = {"token": "t", "host": "here", "pid": 1, **identity, "started": "0"}
+    store.put_if_absent(lease_key(1), json.dumps(record).encode())
+    assert Observer(store).look().state == "dead"
+
+
+def test_a_late_holder_sees_that_it_was_taken_over(store: Store) -> None:
+    """A holder that could not beat is taken over; when it wakes up it knows, and its release changes nothing."""
+    with mock.patch.object(Lease, "start"):  # it holds the lease and never beats
+        late = claim(store, 0)
+    assert late is not None
+    successor = claim(store, 1)
+    assert successor is not None
+    assert not late.still_held()
+    assert late.lost
+    late.release(0, "I am done")
+    sight = Observer(store).look()
+    assert (sight.epoch, sight.ending) == (2, None)
+    successor.release(3)
+
+
+def test_a_claim_from_an_old_look_is_void(store: Store) -> None:
+    """Epochs that came and were collected meanwhile: the claim of a low epoch does not count."""
+    foreign(store, epoch=5)
+    assert claim(store, 0) is None
+    assert highest_epoch(store) == 5
+
+
+@pytest.mark.parametrize(("if_running", "code"), [("fail", Exit.OTHER_JOB), ("skip", Exit.DONE)])
+def test_beside_a_live_run(store: Store, if_running: IfRunning, code: Exit) -> None:
+    """--if-running fail ends with exit 5 and says who is at work; skip ends with exit 0."""
+    held = claim(store, 0)
+    assert held is not None
+    if if_running == "skip":
+        assert take_lease(store, "skip", QUIET, 1) == Followed(code, skipped=True)
+    else:
+        with pytest.raises(JobError, match="is working on") as e:
+            take_lease(store, "fail", QUIET, 1)
+        assert e.value.code is code
+    held.release(0)
+
+
+@pytest.mark.parametrize(
+    ("ending", "outcome"), [(0, Exit.DONE), (3, Exit.QUARANTINED), (4, None), (143, "taken over")]
+)
+def test_who_attaches_ends_as_the_run_that_it_follows(
+    store: Store, ending: int, outcome: Exit | str | None
+) -> None:
+    """Exit 0 and 3 are returned, an error is raised again, and an interrupted run is taken over."""
+    held = claim(store, 0)
+    assert held is not None
+    timer = threading.Timer(0.5, held.release, (ending, "no space left"))
+    timer.start()
+    if outcome is None:
+        with pytest.raises(JobError, match="no space left") as e:
+            take_lease(store, "attach", QUIET, 1)
+        assert e.value.code is Exit.FAILED
+    else:
+        taken = take_lease(store, "attach", QUIET, 1)
+        if isinstance(taken, Lease):
+            assert (outcome, taken.epoch) == ("taken over", 2)
+            taken.release(0)
+        else:
+            assert taken == Followed(Exit(ending), skipped=False)
+    timer.join()
+
+
+def test_a_silent_holder_is_taken_over(store: Store) -> None:
+    """Attached to a holder elsewhere that never beats again: the lease is taken after the patience, not before."""
+    foreign(store)
+    began = time.monotonic()
+    taken = take_lease(store, "attach", QUIET, 1)
+    assert isinstance(taken, Lease)
+    assert 1.0 <= time.monotonic() - began < 30
+    taken.release(0)
+
+
+# --- whole runs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
+    return write_world(make_world(43, 200, 210), tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def calm(world: WorldFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("calm") / "out"
+    run(world, out, **TILING)
+    return published(out)
+
+
+def test_two_runs_at_once_run_every_unit_once(
+    world: WorldFiles, calm: dict[str, str], tmp_path: Path
+) -> None:
+    """Two runs of one job start together: one works, the other returns its exit code; no unit is run twice."""
+    spec = JobSpec(
+        (str(world.image),), str(tmp_path / "out"), model=world.model, labels=str(world.table), local=True,
+        workers=1, **TILING,  # type: ignore[arg-type]
+    )  # fmt: skip
+    prepared = prepare(spec)
+    with threads(), ThreadPoolExecutor(2) as pool:
+        a, b = pool.map(lambda _: segment.run_job(prepared, QUIET), range(2))
+    assert (a.exit, b.exit) == (Exit.DONE, Exit.DONE)
+    assert sorted([a.already_done, b.already_done]) == [False, True]
+    assert a.inputs == b.inputs
+    assert published(tmp_path / "out") == calm
+    assert a.metrics["units_run"] == a.metrics["units"]
+
+
+def test_a_run_that_was_taken_for_dead_does_no_harm(
+    world: WorldFiles, calm: dict[str, str], tmp_path: Path
+) -> None:
+    """Another run takes over in the middle: the first stops, follows, and both end with the same result."""
+    taken = threading.Event()
+    out = tmp_path / "out"
+    real = segment._run_units
+
+    def overtaken(store: Store, *rest: object) -> object:
+        """After the units, before publishing, a run elsewhere takes the lease for a second."""
+        done = real(store, *rest)  # type: ignore[arg-type]
+        if not taken.is_set():
+            taken.set()
+            foreign(store, epoch=highest_epoch(store) + 1)
+            time.sleep(0.3)  # a beat comes in between, and sees it
+        return done
+
+    with mock.patch.object(segment, "_run_units", overtaken):
+        summary = run(world, out, **TILING)
+    assert taken.is_set()
+    assert highest_epoch(open_store(out)) == 3
+    assert summary.exit is Exit.DONE
+    assert published(out) == calm

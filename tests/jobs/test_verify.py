@@ -1,0 +1,157 @@
+"""verify names everything that is not as promised; gc removes what nothing refers to, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.jobs.runs import WorldFiles, published, run, write_world
+from tests.jobs.test_bad_input import panoptile
+from tests.pipeline.worlds import make_world
+
+from panoptile.jobs.lease import claim
+from panoptile.pipeline.store import open_store
+
+TILING = {"tile": 80, "overlap": 24}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
+    return write_world(make_world(44, 200, 210), tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def calm(world: WorldFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("calm") / "out"
+    run(world, out, **TILING)
+    return out
+
+
+@pytest.fixture
+def finished(calm: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(calm, tmp_path / "out")
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _edit(**changes: object) -> Callable[[Path], None]:
+    def edit(path: Path) -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return edit
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], None], set[str]]] = {
+    "fragment flipped": ("_state/data/*.frag", _flip, {"fragment"}),
+    "fragment gone": ("_state/data/*.frag", Path.unlink, {"fragment"}),
+    "fragment cut": ("_state/data/*.frag", lambda p: _write(p, p.read_bytes()[:-1]), {"fragment"}),
+    "commit gone": ("_state/commits/*.json", Path.unlink, {"commit"}),
+    "commit torn": ("_state/commits/*.json", lambda p: _write(p, b"{"), {"commit"}),
+    "commit of another fragment": ("_state/commits/*.json", _edit(sha256="0" * 64), {"commit", "fragment"}),
+    "labels flipped": ("rasters/*/*.segments.tif", _flip, {"file"}),
+    "classes raster gone": ("rasters/*/*.classes.tif", Path.unlink, {"file"}),
+    "table flipped": ("segments/*.parquet", _flip, {"file"}),
+    "class table changed": ("classes.json", _flip, {"classes"}),
+    "manifest flipped": ("manifest.parquet", _flip, {"manifest"}),
+    "success of another generation": ("_SUCCESS.json", _edit(generation=7), {"success"}),
+    "success changed": ("_SUCCESS.json", _edit(segments=-1), {"generation"}),
+    "success torn": ("_SUCCESS.json", lambda p: _write(p, b"{"), {"success"}),
+    "generation changed": ("_state/generations/1.json", _edit(units=-1), {"generation"}),
+    "a file that is not listed": ("segments", lambda p: _write(p / "old.parquet", b"x"), {"file"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_verify_finds_every_damage(case: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Any one thing that is changed, cut, gone or too many: exit 7, and it is named."""
+    pattern, damage, kinds = DAMAGE[case]
+    victim = min(finished.glob(pattern))
+    damage(victim)
+    assert panoptile("verify", finished, "--json") == 7
+    told = json.loads(capsys.readouterr().out)
+    assert {m["kind"] for m in told["mismatches"]} == kinds
+    assert any(victim.name.split("-t0")[0] in m["name"] + m["problem"] for m in told["mismatches"])
+    assert panoptile("verify", finished) == 7
+    assert "mismatch" in capsys.readouterr().out
+
+
+def test_verify_is_content_with_a_sound_folder(
+    finished: Path, world: WorldFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished folder, and one whose run did not finish, are as promised; a folder without a job is exit 2."""
+    assert panoptile("verify", finished, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["files"], told["fragments"], told["finished"]) == (3, 16, True)
+    (finished / "_SUCCESS.json").unlink()
+    assert panoptile("verify", finished) == 0
+    assert "no run has finished" in capsys.readouterr().out
+    assert panoptile("verify", tmp_path / "nowhere") == 2
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_verify_names_is_made_again(finished: Path, world: WorldFiles, calm: Path) -> None:
+    """Delete what is named and run the same command: the folder is as promised again."""
+    for pattern in ("rasters/*/*.segments.tif", "manifest.parquet", "_state/commits/*.json"):
+        min(finished.glob(pattern)).unlink()
+        assert panoptile("verify", finished) == 7
+        run(world, finished, **TILING)
+        assert panoptile("verify", finished) == 0
+        assert published(finished) == published(calm)
+
+
+def test_gc_removes_orphans_alone(finished: Path, calm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Orphaned fragments, staged files, attempts and old leases go; what is committed or published stays."""
+    fragment = min((finished / "_state" / "data").iterdir())
+    orphans = {
+        f"_state/data/{fragment.name[:-21]}-{'0' * 16}.frag",
+        "_state/tmp/0123",
+        "_state/attempts/0a/1b",
+        "_state/probe/77",
+    }
+    for name in orphans:
+        (finished / name).parent.mkdir(parents=True, exist_ok=True)
+        (finished / name).write_bytes(b"left behind")
+    before = {p for p in finished.rglob("*") if p.is_file()}
+    assert panoptile("gc", finished, "--dry-run", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {o["key"] for o in told["orphans"]} == orphans
+    assert {p for p in finished.rglob("*") if p.is_file()} == before
+    assert panoptile("gc", finished) == 0
+    left = {p for p in finished.rglob("*") if p.is_file()}
+    gone = {p.relative_to(finished).as_posix() for p in before - left}
+    assert gone == orphans | {"_state/lease/00000001.json", "_state/beat/00000001.json"}
+    assert panoptile("verify", finished) == 0
+    assert published(finished) == published(calm)
+
+
+def test_gc_keeps_what_an_unreadable_commit_may_name(finished: Path) -> None:
+    """The fragments of a unit whose commit is torn are not orphans: nobody knows what it named."""
+    commit = min((finished / "_state" / "commits").iterdir())
+    commit.write_bytes(b"{")
+    count = len(list((finished / "_state" / "data").iterdir()))
+    assert panoptile("gc", finished) == 0
+    assert len(list((finished / "_state" / "data").iterdir())) == count
+
+
+def test_gc_refuses_beside_a_live_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """While a run holds the lease: exit 5, and nothing is removed."""
+    (finished / "_state" / "tmp" / "0123").write_bytes(b"being written")
+    held = claim(open_store(finished), 1)
+    assert held is not None
+    assert panoptile("gc", finished) == 5
+    assert "is working on" in capsys.readouterr().err
+    assert (finished / "_state" / "tmp" / "0123").exists()
+    held.release(0)
+    assert panoptile("gc", finished) == 0
+    assert not (finished / "_state" / "tmp" / "0123").exists()
