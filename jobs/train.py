@@ -7,6 +7,7 @@ The run folder holds ``train.json`` (what is trained on what), ``labels.json`` (
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -65,7 +66,6 @@ def identity(
     return {
         **options.model_dump(mode="json"),
         "processes": processes,
-        "start": backbone or model or "builtin",
         "start_sha256": start_digest(model, backbone),
         "data": data_spec,
         "data_files": [list(state) for state in data.files],
@@ -168,10 +168,13 @@ class Training:
         self._prepare(mine)
         scores: PanopticScores | None = None
         options, run = self.options, self.run
-        log = MetricsLog(self.folder, step=run.step) if self.is_main else None
-        if log is not None and log.note:
-            self.console.say(f"note    {log.note}")
-        with TrainProgress(options.steps, run.step, quiet=quiet or not self.is_main) as progress:
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(MetricsLog(self.folder, step=run.step)) if self.is_main else None
+            if log is not None and log.note:
+                self.console.say(f"note    {log.note}")
+            progress = stack.enter_context(
+                TrainProgress(options.steps, run.step, quiet=quiet or not self.is_main)
+            )
             for batches in self._batches():
                 row = run.take_step([b.to(self.engine.device) for b in batches], steps=options.steps)
                 progress.show(run.step, loss=row["loss"])
@@ -182,8 +185,6 @@ class Training:
                     scores = self._judge(log)
                 if done or run.step % options.save_every == 0 or run.step % options.validate_every == 0:
                     self._save()
-        if log is not None:
-            log.__exit__(None, None, None)
         scores = scores or self.validate()
         return TrainSummary(
             str(self.folder),
