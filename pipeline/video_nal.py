@@ -22,6 +22,7 @@ class NalCheck:
     """Bytes of each unit's length; 0 where packets are not cut by lengths."""
     parameters_change: bool = False
     malformed: int = 0
+    _record: list[bytes] = field(default_factory=list)
     _known: set[bytes] = field(default_factory=set)
 
     @classmethod
@@ -33,8 +34,13 @@ class NalCheck:
         if at is None or len(data) <= at or data[0] != 1:
             return cls(codec, 0)
         check = cls(codec, (data[at] & 3) + 1)
-        check._known = {_digest(unit) for unit in _units_in_record(codec, data)}
+        check._record = _units_in_record(codec, data)
+        check._known = {_digest(unit) for unit in check._record}
         return check
+
+    def known_units(self) -> list[bytes]:
+        """The parameter sets of the configuration record."""
+        return self._record
 
     def see(self, packet: Any) -> None:
         """Check one packet."""

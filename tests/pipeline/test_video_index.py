@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.pipeline.video_files import FRAMES, HEIGHT, RATE, WIDTH, cut, number_in, write_video
 
+from panoptile.pipeline import video_gate
 from panoptile.pipeline.frame_source import Frame, choose_backend, select_frames
 from panoptile.pipeline.inputs import InputError
 from panoptile.pipeline.magic import shields_from_text_probes, video_container
@@ -251,10 +252,22 @@ def test_a_selection_of_nothing_is_an_error(options: dict[str, float]) -> None:
         select_frames(plain_index(list(range(0, 4000, 40)), [0]), **options)  # type: ignore[arg-type]
 
 
-def test_decord_is_not_chosen_where_bounded_memory_makes_it_slow() -> None:
-    """Large frames in long groups would be decoded again and again: PyAV reads them, and the reason says so."""
-    index = replace(plain_index(list(range(0, 40_000, 40)), [0, 500]), width=3840, height=2160)
-    choice = choose_backend("unread.mp4", replace(index, decord_safe=False, reasons=("open GOP",)))
-    assert (choice.backend, choice.reason) == ("pyav", "open GOP")
-    assert decodings_per_frame(1000, 2, 2160, 3840) > MOST_DECODINGS
-    assert decodings_per_frame(1000, 4, 360, 640) <= MOST_DECODINGS
+def test_decord_is_not_chosen_where_bounded_memory_makes_it_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large frames in long groups would be decoded again and again: PyAV reads them, unless decord is named."""
+    path = str(write_video(tmp_path / "v.mp4"))
+    index = index_video(path)
+    assert choose_backend(path, index).backend == "decord"
+    assert decodings_per_frame(frames=1000, keys=4, height=360, width=640) <= MOST_DECODINGS
+    monkeypatch.setattr(video_gate, "CHUNK_BYTES", 1)
+    choice = choose_backend(path, index)
+    assert choice.backend == "pyav"
+    assert "would decode each frame" in choice.reason
+    assert choose_backend(path, index, "decord").backend == "decord"
+
+
+def test_the_gate_gives_every_reason() -> None:
+    """A plan tells all that speaks against decord, and a file against which nothing speaks has no reasons."""
+    index = plain_index([0, 1, 2], [0])
+    assert choose_backend("unread.ts", replace(index, decord_safe=False, reasons=("a", "b"))).reason == "a; b"
