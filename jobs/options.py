@@ -114,7 +114,7 @@ Compile = Annotated[
     bool,
     typer.Option(
         "--compile",
-        help="Run the network through torch.compile. It costs one to three minutes before the first tile, per replica; see tests/benchmarks/forward.py --compile for the gain.",
+        help="Run the network through torch.compile. It costs minutes of compiling before the first tile, per replica; see tests/benchmarks/forward.py --compile for the gain.",
     ),
 ]
 SkipInvalid = Annotated[

@@ -86,7 +86,7 @@ def test_precision_and_compile_are_part_of_the_fingerprint(files: WorldFiles) ->
     """Both can change a pixel; a word that is none is refused."""
     spec = JobSpec(("a.tif",), "out")
     prints = {
-        JobSpec(("a.tif",), "out", precision=p, compile=c).fingerprint("x")  # type: ignore[arg-type]
+        JobSpec(("a.tif",), "out", precision=p, compile=c).fingerprint("x")
         for p in ("auto", "fp32", "bf16")
         for c in (False, True)
     }
