@@ -11,10 +11,10 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from panoptile.pipeline.grid import Tile, TileGrid
-from panoptile.pipeline.raster_info import RasterInfo
+from panoptile.pipeline.raster_info import RasterInfo, Sheet
 
 UNIT_TILES = 32
 """Most tiles in a unit."""
@@ -155,11 +155,17 @@ class RasterPlan:
     @classmethod
     def from_json(cls, data: bytes) -> RasterPlan:
         fields = json.loads(data)
-        info = fields["info"]
-        for name in ("bands", "transform", "block_shape", "notes"):
-            info[name] = tuple(info[name])
-        info["scale"] = None if info["scale"] is None else tuple(info["scale"])
-        return cls(RasterInfo(**info), fields["tile"], fields["overlap"])
+        return cls(_info_from_json(fields["info"]), fields["tile"], fields["overlap"])
+
+
+def _info_from_json(info: dict[str, Any]) -> RasterInfo:
+    for name in ("bands", "transform", "block_shape", "notes"):
+        info[name] = tuple(info[name])
+    info["scale"] = None if info["scale"] is None else tuple(info["scale"])
+    sheets = info.pop("sheets", ())
+    return RasterInfo(
+        **info, sheets=tuple(Sheet(s["row"], s["col"], _info_from_json(s["info"])) for s in sheets)
+    )
 
 
 def fingerprint(fields: dict[str, object]) -> str:

@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from panoptile.model.classes import ClassTable, SegmentClass
 from panoptile.pipeline import gdal_env  # noqa: F401  (GDAL's environment, before rasterio)
+from panoptile.pipeline.mosaic import open_source
 from panoptile.pipeline.raster_info import NODATA_ID, RasterInfo
-from panoptile.pipeline.raster_source import RasterSource
 from panoptile.pipeline.window import Window
 
 import rasterio  # isort: skip  (after gdal_env)
@@ -87,7 +87,7 @@ def write_preview(
     height, width = _picture_shape(info, max_side, panel.width)
     labels = _decimated(segments_tif, height, width)
     class_ids = _decimated(classes_tif, height, width)
-    with nullcontext(photo) if photo is not None else RasterSource(info) as source:
+    with nullcontext(photo) if photo is not None else open_source(info) as source:
         picture = _averaged(source, info, height, width)
     picture[labels == NODATA_ID] = _BLANK
     shares = np.bincount(class_ids[labels != NODATA_ID], minlength=len(classes) + 1)

@@ -53,3 +53,14 @@ class RasterInfo:
     """Area of interest in the raster's CRS, hexadecimal WKB: pixels whose centre lies outside are nodata."""
     notes: tuple[str, ...] = field(default=())
     """What is missing or unusual, one sentence each, for the user."""
+    sheets: tuple[Sheet, ...] = ()
+    """The files that make up a mosaic; empty for a raster of one file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """One file of a mosaic, and where its first pixel lies in it."""
+
+    row: int
+    col: int
+    info: RasterInfo

@@ -10,6 +10,7 @@ import numpy as np
 from panoptile.model.panoptic_map import PanopticMap
 from panoptile.pipeline.fragment import PackedTile, empty_tile, encode_fragment, pack_tile, tile_fragment
 from panoptile.pipeline.grid import Tile
+from panoptile.pipeline.mosaic import MosaicSource, open_source
 from panoptile.pipeline.plan import RasterPlan, Unit
 from panoptile.pipeline.raster_source import RasterSource
 from panoptile.pipeline.unit_input import InputContext, ItemRead, PackedItem
@@ -20,7 +21,7 @@ class RasterInput:
 
     def __init__(self, plan: bytes, context: InputContext) -> None:
         self._plan = RasterPlan.from_json(plan)
-        self._source = RasterSource(self._plan.info)
+        self._source = open_source(self._plan.info)
         self._context = context
 
     def begin(self, unit: Unit, items: Sequence[int]) -> RasterItems:
@@ -33,7 +34,7 @@ class RasterInput:
 class RasterItems:
     """Tiles of one unit; a tile stands for itself, so nothing is kept between them."""
 
-    def __init__(self, plan: RasterPlan, source: RasterSource, context: InputContext) -> None:
+    def __init__(self, plan: RasterPlan, source: RasterSource | MosaicSource, context: InputContext) -> None:
         self._side, self._grid, self._source, self._context = plan.tile, plan.grid, source, context
         self.readers = context.readers
 

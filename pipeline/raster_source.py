@@ -323,6 +323,16 @@ def _scaling(
     ]
 
 
+def sampled_range(infos: Sequence[RasterInfo], rule: ScaleRule) -> tuple[float, float] | None:
+    """The percentiles of a rule over the usable values of several rasters; None where none has any."""
+    low, high = AUTO_PERCENTILES if rule.kind == "auto" else (rule.low, rule.high)
+    samples = []
+    for info in infos:
+        with open_raster(info.uri, (info.driver,)) as dataset:
+            samples.append(_sample(dataset, BandReader(dataset, info.uri, info.bands, info.nodata)))
+    return percentile_range(np.concatenate(samples), low, high)
+
+
 def _sample(dataset: rasterio.DatasetReader, reader: BandReader) -> NDArray[np.generic]:
     """Usable values from the finest overview that is small enough, else from a lattice of blocks."""
     height, width = dataset.height, dataset.width
