@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, Literal, get_args
@@ -72,11 +72,13 @@ def with_job_options(run: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def with_recorded_job(run: Callable[..., None]) -> Callable[..., None]:
+def with_recorded_job(
+    run: Callable[..., None], *, only: Collection[str] | None = None
+) -> Callable[..., None]:
     """A command ``run(out, changes, console, *, …)`` on a job that OUT holds.
 
-    All options of a job may be given; ``changes`` holds those that were, by flag or environment, and what is left
-    out stays as it was recorded.
+    All options of a job may be given, or those of ``only``; ``changes`` holds those that were, by flag or environment,
+    and what is left out stays as it was recorded.
     """
     own = [p for p in inspect.signature(run, eval_str=True).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
@@ -93,7 +95,7 @@ def with_recorded_job(run: Callable[..., None]) -> Callable[..., None]:
         *(
             inspect.Parameter(name, keyword, annotation=_with_environment(name, kind), default=None)
             for name, kind in opt.JOB.items()
-            if name != "out"
+            if name != "out" and (only is None or name in only)
         ),
         inspect.Parameter("as_json", keyword, annotation=opt.Json, default=False),
         inspect.Parameter("quiet", keyword, annotation=opt.Quiet, default=False),
