@@ -49,10 +49,11 @@ def test_parameters_that_change_are_noticed(tmp_path: Path, codec: str, name: st
     own, foreign = (next(iter(NalCheck.of(name, r).known_units())) for r in (record, other))
     check = NalCheck.of(name, record)
     slice_unit = b"\0\0\0\x02" + (b"\x65\x00" if name == "h264" else b"\x26\x01")
-    check.see(len(own).to_bytes(4, "big") + own + slice_unit)
-    assert not check.parameters_change
-    check.see(len(foreign).to_bytes(4, "big") + foreign + slice_unit)
-    assert check.parameters_change
+    changes = []
+    for unit in (own, foreign):
+        check.see(len(unit).to_bytes(4, "big") + unit + slice_unit)
+        changes.append(check.parameters_change)
+    assert changes == [False, True]
     assert check.malformed == 0
 
 
