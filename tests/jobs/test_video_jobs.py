@@ -1,0 +1,279 @@
+"""Videos as jobs: one command and engine for rasters and videos, attach, resume, relink, and the same bytes always."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from tests.jobs.runs import write_world
+from tests.pipeline.moving_worlds import TABLE, MovingWorld, expected_ids, make_world, same_partition
+from tests.pipeline.video_flow import video_of, write_truth
+from tests.pipeline.worlds import make_world as make_raster_world
+
+from panoptile.jobs import replicas, segment
+from panoptile.jobs.console import Console
+from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.prepare import prepare
+from panoptile.jobs.previews import redraw
+from panoptile.jobs.relink import prepare_relink, relink
+from panoptile.jobs.report_text import plan_fields, plan_text, summary_text
+from panoptile.jobs.resume import recorded_spec
+from panoptile.jobs.segment import Summary, run_job
+from panoptile.jobs.spec import JobSpec
+from panoptile.pipeline import layout
+from panoptile.pipeline.store import Store, open_store
+from panoptile.pipeline.video_plan import VideoPlan
+from panoptile.pipeline.video_tables import read_masks
+
+QUIET = Console(quiet=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A video with known truth, and the echo of it."""
+
+    world: MovingWorld
+    path: Path
+    model: str
+    table: Path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
+    folder = tmp_path_factory.mktemp("clip")
+    world = make_world(21, hide_s=0.6)
+    path = video_of(world, folder)
+    echo = write_truth(world, folder)
+    table = folder / "table.json"
+    table.write_text(json.dumps(TABLE.to_json()))
+    return Clip(world, path, f"echo:{echo.labels_path},{echo.classes_path}", table)
+
+
+def job(clip: Clip, out: object, **options: Any) -> JobSpec:
+    fields: dict[str, Any] = {"model": clip.model, "labels": str(clip.table), "local": True, "workers": 1}
+    return JobSpec((str(clip.path),), str(out), **{**fields, **options})
+
+
+def in_memory() -> str:
+    """A store that this process alone sees: its workers are threads, so runs are quick."""
+    return f"memory://video-{uuid.uuid4().hex}"
+
+
+def run(clip: Clip, out: object, **options: Any) -> Summary:
+    return run_job(prepare(job(clip, out, **options)), QUIET)
+
+
+def published(store: Store) -> dict[str, str]:
+    """sha256 of every file of the published tree."""
+    return {
+        s.key: hashlib.sha256(store.read_bytes(s.key)).hexdigest()
+        for top in layout.PUBLISHED
+        for s in ([s for s in store.walk() if s.key == top] or store.walk(top))
+    }
+
+
+def tracks(store: Store) -> list[dict[str, Any]]:
+    (key,) = [s.key for s in store.walk("video") if s.key.endswith("tracks.parquet")]
+    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(store.read_bytes(key))).to_pylist()
+    return rows
+
+
+def maps(store: Store, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    (key,) = [s.key for s in store.walk("video") if s.key.endswith("masks.parquet")]
+    frames = list(read_masks(store.local_copy(key, folder)))
+    return np.stack([f.labels() for f in frames]), np.array([f.frame for f in frames])
+
+
+def test_a_video_job_from_command_to_tracks(clip: Clip, tmp_path: Path) -> None:
+    """Tracks equal the truth; the same job again runs nothing; the plan and the summary speak of frames and tracks."""
+    out = in_memory()
+    prepared = prepare(job(clip, out))
+    assert "40 of 40" in plan_text(prepared)
+    (fields,) = plan_fields(prepared)["inputs"]
+    assert (fields["kind"], fields["frames"], fields["fps"]) == ("video", 40, pytest.approx(10))
+    summary = run_job(prepared, QUIET)
+    assert summary.exit is Exit.DONE
+    assert f"{len(tracks(open_store(out)))} tracks over 40 frames" in summary_text(prepared, summary)
+    found, numbers = maps(open_store(out), tmp_path)
+    assert same_partition(expected_ids(clip.world, numbers, 1.0), found)[1] == []
+    assert open_store(out).exists(f"previews/{prepared.plans[0].key}.png")
+    before = published(open_store(out))
+    assert {Path(name).name for name in before} >= {"masks.parquet", "tracks.parquet", "frames.parquet"}
+    assert run(clip, out).already_done
+    assert published(open_store(out)) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "frames"),
+    [
+        ({"every": 7}, list(range(0, 40, 7))),
+        ({"fps": 4.0}, [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27, 30, 32, 35, 37]),
+        ({"start": 1.0, "end": 1.5}, [10, 11, 12, 13, 14]),
+        ({"frame_size": 32, "every": 13}, [0, 13, 26, 39]),
+    ],
+)
+def test_chosen_frames_alone_are_segmented(
+    clip: Clip, tmp_path: Path, options: dict[str, Any], frames: list[int]
+) -> None:
+    """--fps, --every, --start and --end choose the frames by their times; masks keep the frame's size."""
+    out = in_memory()
+    run(clip, out, **options)
+    found, numbers = maps(open_store(out), tmp_path)
+    assert numbers.tolist() == frames
+    assert found.shape[1:] == clip.world.labels.shape[1:]
+
+
+def test_relinking_changes_tracks_and_nothing_else(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other options give other tracks from the same fragments, no worker starts, and relinking back gives the first
+    bytes again; resume then knows the new options; segment with the old ones is refused with exit 5."""
+    out = in_memory()
+    run(clip, out)
+    store = open_store(out)
+    first, fragments = published(store), [s for s in store.walk("_state/data")]
+
+    def no_pool(*_: object) -> None:
+        raise AssertionError("relinking started a worker")
+
+    monkeypatch.setattr(segment, "make_pool", no_pool)
+    monkeypatch.setattr(replicas, "make_pool", no_pool)
+    summary = relink(store, prepare_relink(store, {"max_age": 0.0}), QUIET)
+    assert not summary.already_done
+    assert len(tracks(store)) > sum(np.unique(clip.world.labels) > 0)
+    assert published(store) != first
+    assert [s for s in store.walk("_state/data")] == fragments
+    assert recorded_spec(store, {}).max_age == 0.0
+    assert run_job(prepare(recorded_spec(store, {})), QUIET).already_done
+    with pytest.raises(JobError, match=r"linked with --max-age 0\.0.*relink") as refused:
+        run(clip, out)
+    assert refused.value.code is Exit.OTHER_JOB
+    relink(store, prepare_relink(store, {"max_age": 1.0}), QUIET)
+    assert published(store) == first
+
+
+def test_an_interrupted_relink_is_finished_by_the_next(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before it published, a relink leaves no result that readers would trust; the same command completes it."""
+    out = in_memory()
+    run(clip, out)
+    store = open_store(out)
+    with monkeypatch.context() as m:
+        m.setattr(segment, "manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            relink(store, prepare_relink(store, {"max_age": 0.0}), QUIET)
+    assert not store.exists(layout.SUCCESS)
+    relink(store, prepare_relink(store, {"max_age": 0.0}), QUIET)
+    calm = in_memory()
+    run(clip, calm, max_age=0.0)
+    assert published(store) == published(open_store(calm))
+
+
+def test_minvis_needs_the_states_of_all_queries(clip: Clip) -> None:
+    """Relinking by minvis over fragments without them is refused in one sentence, with exit 2."""
+    out = in_memory()
+    run(clip, out)
+    with pytest.raises(JobError, match="states of all queries") as refused:
+        prepare_relink(open_store(out), {"link": "minvis"})
+    assert refused.value.code is Exit.INVALID
+
+
+def test_rasters_and_videos_in_one_job(clip: Clip, tmp_path: Path) -> None:
+    """A job may hold both kinds where its model can serve both; an echo holds the truth of one kind and says so."""
+    raster = write_world(make_raster_world(3, 90, 100), tmp_path / "raster")
+    spec = dataclasses.replace(job(clip, in_memory()), sources=(str(clip.path), str(raster.image)))
+    with pytest.raises(JobError, match="is a raster") as refused:
+        prepare(spec)
+    assert refused.value.code is Exit.INVALID
+    both = prepare(dataclasses.replace(spec, model="builtin", labels=None))
+    assert [plan.kind for plan in both.plans] == ["raster", "video"]
+
+
+def test_a_folder_of_numbered_images_is_a_video(clip: Clip, tmp_path: Path) -> None:
+    """With --as video a folder of frames is one video at --sequence-fps; without, they are rasters."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for i, rgb in enumerate(clip.world.rgb):
+        Image.fromarray(rgb).save(folder / f"frame_{i:04d}.png")
+    spec = dataclasses.replace(
+        job(clip, in_memory(), kind="video", sequence_fps=10.0), sources=(str(folder),)
+    )
+    summary = run_job(prepare(spec), QUIET)
+    assert summary.exit is Exit.DONE
+    found, numbers = maps(open_store(spec.out), tmp_path)
+    assert same_partition(expected_ids(clip.world, numbers, 1.0), found)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"bands": (1, 2, 3)}, "--bands asks something of a raster"),
+        ({"fps": 2.0, "every": 3}, "--fps and --every exclude each other"),
+        ({"start": 99.0}, "--start"),
+        ({"max_age": -1.0}, "--max-age"),
+        ({"match_threshold": 11.0}, "--match-threshold"),
+        ({"link": "sort"}, "--link"),
+        ({"frame_size": 8}, "--frame-size"),
+    ],
+)
+def test_options_without_effect_or_sense_are_refused(
+    clip: Clip, options: dict[str, Any], sentence: str
+) -> None:
+    """Exit 2, one sentence that names the option."""
+    with pytest.raises((JobError, ValueError), match=sentence):
+        prepare(job(clip, in_memory(), **options))
+
+
+def test_video_options_on_rasters_are_refused(tmp_path: Path) -> None:
+    """A raster has no frames: --fps is an error, not ignored."""
+    raster = write_world(make_raster_world(3, 90, 100), tmp_path / "raster")
+    spec = JobSpec((str(raster.image),), in_memory(), model=raster.model, local=True, fps=5.0)
+    with pytest.raises(JobError, match="--fps asks something of a video") as refused:
+        prepare(spec)
+    assert refused.value.code is Exit.INVALID
+
+
+def test_contact_sheets_are_drawn_again(clip: Clip) -> None:
+    """``preview`` draws a video's sheet from the published tables, at another size."""
+    out = in_memory()
+    run(clip, out)
+    (path,) = redraw(out, 600)
+    data = open_store(out).read_bytes(path.removeprefix(open_store(out).root).lstrip("/"))
+    width, height = Image.open(io.BytesIO(data)).size
+    assert max(width, height) <= 600
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("local", [True, False])
+def test_any_number_of_workers_publishes_the_same_bytes(
+    clip: Clip, tmp_path: Path, local: bool, small_ray: None
+) -> None:
+    """One worker thread, two local processes and two Ray actors give byte-identical trees, overlay included."""
+    reference = in_memory()
+    run(clip, reference, overlay=True)
+    run(clip, tmp_path / "out", overlay=True, local=local, workers=2)
+    assert published(open_store(tmp_path / "out")) == published(open_store(reference))
+
+
+def test_lost_commits_are_redone_to_the_same_bytes(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose commits are partly gone segments those units alone and ends with the bytes of a calm run."""
+    monkeypatch.setattr("panoptile.jobs.video_sources.default_unit_frames", lambda n: 6)
+    calm, broken = in_memory(), in_memory()
+    run(clip, calm)
+    run(clip, broken)
+    store = open_store(broken)
+    (plan_key,) = store.keys("_state/plan")
+    units = list(VideoPlan.from_json(store.read_bytes(plan_key)).units())
+    assert len(units) >= 4
+    for unit in units[::2]:
+        store.delete(layout.commit_key(unit))
+    store.delete(layout.SUCCESS)
+    summary = run(clip, broken)
+    assert summary.metrics["units_run"] == len(units[::2])
+    assert published(store) == published(open_store(calm))
