@@ -138,7 +138,7 @@ def test_relinking_changes_tracks_and_nothing_else(clip: Clip, monkeypatch: pyte
     out = in_memory()
     run(clip, out)
     store = open_store(out)
-    first, fragments = published(store), [s for s in store.walk("_state/data")]
+    first, fragments = published(store), list(store.walk("_state/data"))
 
     def no_pool(*_: object) -> None:
         raise AssertionError("relinking started a worker")
@@ -149,7 +149,7 @@ def test_relinking_changes_tracks_and_nothing_else(clip: Clip, monkeypatch: pyte
     assert not summary.already_done
     assert len(tracks(store)) > sum(np.unique(clip.world.labels) > 0)
     assert published(store) != first
-    assert [s for s in store.walk("_state/data")] == fragments
+    assert list(store.walk("_state/data")) == fragments
     assert recorded_spec(store, {}).max_age == 0.0
     assert run_job(prepare(recorded_spec(store, {})), QUIET).already_done
     with pytest.raises(JobError, match=r"linked with --max-age 0\.0.*relink") as refused:
