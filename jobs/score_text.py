@@ -7,6 +7,8 @@ from typing import Any
 
 from panoptile.jobs.evaluate import Evaluation
 from panoptile.pipeline.panoptic_quality import GroupQuality, PanopticScores
+from panoptile.pipeline.segmentation_tracking_quality import TrackingScores
+from panoptile.pipeline.video_quality import VideoScores
 
 _SHOWN_CLASSES = 60
 
@@ -82,7 +84,7 @@ def score_text(result: Evaluation) -> str:
     lines = [
         f"compared {', '.join(result.names[:3])}{' …' if len(result.names) > 3 else ''}: {result.pixels / 1e6:,.1f} Mpx",
         "",
-        *panoptic_lines(result.panoptic),
+        *panoptic_lines(result.panoptic, "tubes" if result.kind == "video" else "segments"),
         "",
         *_class_lines(result),
         "",
@@ -91,19 +93,27 @@ def score_text(result: Evaluation) -> str:
         _iou_line(result),
     ]
     if result.video is not None:
-        vpq, stq = result.video
-        windows = "  ".join(f"k={k}: {100 * s.all.pq:.2f}" for k, s in vpq.windows.items())
-        lines += [
-            f"VPQ      {100 * vpq.all:.2f} (things {100 * vpq.things:.2f}, stuff {100 * vpq.stuff:.2f}; {windows})",
-            f"STQ      {100 * stq.stq:.2f} (AQ {100 * stq.aq:.2f}, SQ {100 * stq.sq:.2f}; {stq.tracks} tracks)",
-        ]
+        lines += _video_lines(*result.video)
     return "\n".join([*lines, *(f"note     {note}" for note in result.notes)])
 
 
-def panoptic_lines(scores: PanopticScores) -> list[str]:
-    """PQ, SQ and RQ of all classes, things and stuff."""
+def _video_lines(vpq: VideoScores, stq: TrackingScores) -> list[str]:
+    windows = "  ".join(f"k={k}: {100 * s.all.pq:.2f}" for k, s in vpq.windows.items())
+    groups = [
+        f"{name} {100 * getattr(vpq, name):.2f}"
+        for name in ("things", "stuff")
+        if any(getattr(s, name).classes for s in vpq.windows.values())
+    ]
+    return [
+        f"VPQ      {100 * vpq.all:.2f} ({', '.join(groups)}; {windows})",
+        f"STQ      {100 * stq.stq:.2f} (AQ {100 * stq.aq:.2f}, SQ {100 * stq.sq:.2f}; {stq.tracks} tracks)",
+    ]
+
+
+def panoptic_lines(scores: PanopticScores, of: str = "") -> list[str]:
+    """PQ, SQ and RQ of all classes, things and stuff; ``of`` heads the first column."""
     lines = [
-        f"{'':<9}{'PQ':>7} {'SQ':>7} {'RQ':>7} {'classes':>8} {'matched':>9} {'invented':>9} {'missed':>9}"
+        f"{of:<9}{'PQ':>7} {'SQ':>7} {'RQ':>7} {'classes':>8} {'matched':>9} {'invented':>9} {'missed':>9}"
     ]
     for name in ("all", "things", "stuff"):
         g: GroupQuality = getattr(scores, name)

@@ -127,6 +127,7 @@ def test_ignored_values_are_those_of_the_class_raster(
     assert result.panoptic.things == whole.panoptic.things
 
 
+@pytest.mark.slow
 def test_held_out_truth_as_rasters(data_dir: Path, tmp_path: Path) -> None:
     """Banepa's truth by rule and by hand goes to rasters that eval reads without being told their classes."""
     objects, classes = write_truth(data_dir / "banepa", tmp_path)
