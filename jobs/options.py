@@ -131,6 +131,10 @@ IfRunning = Annotated[
         help="Where another run of this job is at work: follow it to its end, leave it alone (exit 0), or exit 5.",
     ),
 ]
+Mosaic = Annotated[
+    bool,
+    typer.Option("--mosaic", help="Join rasters of one CRS and pixel grid: objects are whole across files."),
+]
 StartTimeout = Annotated[
     float, typer.Option("--start-timeout", metavar="S", help="Seconds until the first replica must be ready.")
 ]
@@ -360,6 +364,7 @@ JOB: Mapping[str, Any] = {
     "unit_timeout": TimeoutUnit,
     "skip_invalid": SkipInvalid,
     "if_running": IfRunning,
+    "mosaic": Mosaic,
     "start_timeout": StartTimeout,
     "accelerator_type": AcceleratorType,
     "max_pixels": MaxPixels,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,12 +22,16 @@ from panoptile.pipeline.any_plan import AnyPlan
 from panoptile.pipeline.gdal_env import ALLOWED_DRIVERS
 from panoptile.pipeline.ground_area import pixel_area_m2
 from panoptile.pipeline.inputs import InputError
+from panoptile.pipeline.mosaic import inspect_mosaic
 from panoptile.pipeline.plan import RasterPlan, fingerprint
 from panoptile.pipeline.raster_file import Limits
 from panoptile.pipeline.raster_source import inspect_raster
 from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.store import StoreUnreachable, open_store
 from panoptile.pipeline.video_plan import VideoPlan
+
+HEADER_READERS = 8
+"""Inputs whose headers are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,25 +139,61 @@ def _plan_all(
     spec: JobSpec, rasters: Sequence[str], videos: Sequence[str], channels: int
 ) -> tuple[tuple[AnyPlan, ...], list[SkippedInput]]:
     """The inputs that can be segmented, cut into units, and those that --skip-invalid leaves out."""
-    plans: list[AnyPlan] = []
-    wrong: list[SkippedInput] = []
+    if spec.mosaic:
+        return _plan_mosaic(spec, rasters, videos, channels), []
     uris = [*rasters, *videos]
-    for i, uri in enumerate(uris):
+
+    def plan(number: int) -> AnyPlan | SkippedInput:
+        uri = uris[number]
         try:
-            is_raster = i < len(rasters)
-            plans.append(_plan_raster(spec, uri, channels) if is_raster else plan_video(spec, uri))
-        except StoreUnreachable as e:
-            raise cannot_write(spec.out, e) from e
+            is_raster = number < len(rasters)
+            return _plan_raster(spec, uri, channels) if is_raster else plan_video(spec, uri)
         except InputError as e:
             cause = e.__cause__ or e
             stage: Literal["open", "header"] = "open" if isinstance(cause, OSError) else "header"
-            wrong.append(SkippedInput(uri, stage, type(cause).__name__, str(e)))
+            return SkippedInput(uri, stage, type(cause).__name__, str(e))
+
+    try:
+        with ThreadPoolExecutor(HEADER_READERS) as threads:  # waiting for disks and networks, mostly
+            found = list(threads.map(plan, range(len(uris))))
+    except StoreUnreachable as e:
+        raise cannot_write(spec.out, e) from e
+    plans = [p for p in found if not isinstance(p, SkippedInput)]
+    wrong = [p for p in found if isinstance(p, SkippedInput)]
     if wrong and not (spec.skip_invalid and plans):
         first = "\n".join(w.message for w in wrong[:20])
         rest = "" if len(wrong) <= 20 else f"\n… and {len(wrong) - 20} more"
         hint = "\n--skip-invalid leaves such inputs out." if len(wrong) < len(uris) else ""
         raise invalid(first + rest + hint)
     return tuple(plans), wrong
+
+
+def _plan_mosaic(
+    spec: JobSpec, rasters: Sequence[str], videos: Sequence[str], channels: int
+) -> tuple[AnyPlan, ...]:
+    """All rasters as one; a sheet that does not fit, or a video, is refused."""
+    if videos:
+        raise invalid(f"--mosaic joins rasters, but {videos[0]} is a video: leave it out.")
+    try:
+        info = inspect_mosaic(
+            rasters,
+            bands=spec.bands,
+            scale=spec.scale,
+            gsd=spec.gsd,
+            nodata=spec.nodata,
+            aoi=spec.aoi,
+            channels=channels,
+            limits=_limits(spec),
+        )
+    except StoreUnreachable as e:
+        raise cannot_write(spec.out, e) from e
+    except InputError as e:
+        raise invalid(str(e)) from e
+    return (RasterPlan(info, spec.tile, spec.overlap),)
+
+
+def _limits(spec: JobSpec) -> Limits:
+    return Limits(pixels=int(spec.max_pixels), drivers=spec.allow_drivers or ALLOWED_DRIVERS)
 
 
 def _plan_raster(spec: JobSpec, uri: str, channels: int) -> AnyPlan:
@@ -164,7 +205,7 @@ def _plan_raster(spec: JobSpec, uri: str, channels: int) -> AnyPlan:
         nodata=spec.nodata,
         aoi=spec.aoi,
         channels=channels,
-        limits=Limits(pixels=int(spec.max_pixels), drivers=spec.allow_drivers or ALLOWED_DRIVERS),
+        limits=_limits(spec),
     )
     return RasterPlan(info, spec.tile, spec.overlap)
 

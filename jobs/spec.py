@@ -100,6 +100,8 @@ class JobSpec:
     birth_score: float = 0.5
     min_hits: int = 3
     scene_cut: float = 0.5
+    mosaic: bool = False
+    """The rasters are sheets of one: objects are whole across files."""
     # What follows changes how the job runs, never a pixel.
     workers: int | None = None
     local: bool = False
@@ -241,6 +243,7 @@ class JobSpec:
                 "threads",
                 "precision",
                 "compile",
+                "mosaic",
                 "kind",
                 "fps",
                 "every",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -39,12 +39,37 @@ def segment(job: ResolvedJob, console: Console) -> None:
     raise typer.Exit(int(summary.exit))
 
 
-def plan(job: ResolvedJob, console: Console) -> None:
-    """Check everything and say what would run: tiles, units, bytes, memory. Writes nothing but --save."""
-    from panoptile.jobs.report_text import plan_fields, plan_text
+def plan(
+    job: ResolvedJob,
+    console: Console,
+    *,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Time N of the job's own tiles, and estimate the replica-hours from them."
+        ),
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Price of a replica-hour, with --sample: estimate the cost."),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(metavar="B", help="With --price: exit 8 where the cost could be above it.")
+    ] = None,
+) -> None:
+    """Check everything and say what would run, and what it would cost. Writes nothing but --save."""
+    from panoptile.jobs.estimate import check_budget, check_prices, estimate
+    from panoptile.jobs.plan_report import full_plan_fields, full_plan_text, nodata_shares, pending
 
+    check_prices(sample, price, budget)
     prepared = _prepared(job, console)
-    console.data(plan_text(prepared), plan_fields(prepared))
+    found = None if sample is None else estimate(prepared, sample, price)
+    left, shares = pending(prepared), nodata_shares(prepared)
+    console.data(
+        full_plan_text(prepared, shares, left, found), full_plan_fields(prepared, shares, left, found)
+    )
+    if found is not None:
+        check_budget(found, budget)
 
 
 def _prepared(job: ResolvedJob, console: Console) -> Prepared:

@@ -1,0 +1,197 @@
+"""What a job will cost, measured: a few of its own items are run through a real worker, and nothing is kept.
+
+Samples are groups of consecutive items (a batch at least), spread evenly over the job with a random start that
+follows from the job's fingerprint: the same plan asks for the same sample. The estimate is the mean over groups,
+times the number of groups in the job; the error is twice its standard error (about 95 %).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from panoptile.jobs.exits import Exit, JobError, invalid
+from panoptile.jobs.prepare import Prepared
+from panoptile.pipeline.attempt import Attempt, UnitError, UnitReport
+from panoptile.pipeline.layout import plan_key
+from panoptile.pipeline.plan import InputPlan, Unit
+from panoptile.pipeline.store import open_store
+from panoptile.pipeline.worker import Worker, WorkerSpec
+
+WARM_UP = 1
+"""Groups that are run first and not counted: kernels are chosen and files opened then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What was measured, and what follows for the whole job."""
+
+    sampled: int
+    """Items that were timed."""
+    empty: int
+    """Of those, items without any input."""
+    items: int
+    """Of the whole job."""
+    seconds_per_item: float
+    replica_seconds: float
+    """Of one replica, for the whole job, without start-up, stitching and publishing."""
+    error: float
+    """Half-width of the estimate as a share of it, about 95 %; infinite for a single group."""
+    start_seconds: float
+    """Until the replica was ready."""
+    read_share: float
+    """Reading seconds per second of the replica: above the number of reading threads, reading is what limits."""
+    cost: float | None
+    """Replica-hours times the price."""
+
+    @property
+    def replica_hours(self) -> float:
+        return self.replica_seconds / 3600
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Consecutive items of one unit."""
+
+    unit: Unit
+    items: tuple[int, ...]
+
+
+def estimate(prepared: Prepared, wanted: int, price: float | None) -> Estimate:
+    """Time about ``wanted`` items. Raises :class:`JobError` (exit 4) where they fail."""
+    groups = sample(prepared.plans, wanted, prepared.spec.batch, seed=prepared.fingerprint)
+    by_key = {plan.key: plan for plan in prepared.plans}
+    with tempfile.TemporaryDirectory(prefix="panoptile-sample-") as folder:
+        store = open_store(folder)
+        for key in {g.unit.key for g in groups}:
+            store.put_bytes(plan_key(key), by_key[key].to_json())
+        spec = WorkerSpec(
+            folder,
+            prepared.model.factory,
+            prepared.spec.batch,
+            prepared.model.channels,
+            threads=prepared.spec.threads,
+        )
+        began = time.perf_counter()
+        worker = Worker(spec, "sample")
+        start_seconds = time.perf_counter() - began
+        try:
+            for group in groups[:WARM_UP]:
+                _run(worker, group)
+            reports = [_run(worker, group) for group in groups]
+        finally:
+            worker.close()
+    return _extrapolated(reports, prepared.tiles, start_seconds, price)
+
+
+def sample(plans: Sequence[InputPlan], wanted: int, batch: int, *, seed: str) -> list[_Group]:
+    """Groups of at most ``batch`` items at even distances over all items of the plans, at most all of them."""
+    total = sum(unit.count for plan in plans for unit in plan.units())
+    count = max(1, min(math.ceil(wanted / batch), math.ceil(total / batch)))
+    step = total / count
+    start = random.Random(seed).random() * step
+    at = [int(start + i * step) % total for i in range(count)]
+    groups: dict[tuple[Unit, int], _Group] = {}
+    position = 0
+    queue = sorted(at)
+    for plan in plans:
+        for unit in plan.units():
+            while queue and queue[0] < position + unit.count:
+                first = (queue.pop(0) - position) // batch * batch
+                items = tuple(unit.items)[first : first + batch]
+                groups[unit, first] = _Group(unit, items)
+            position += unit.count
+        if not queue:
+            break
+    return list(groups.values())
+
+
+def _run(worker: Worker, group: _Group) -> UnitReport:
+    try:
+        report = worker.run(Attempt(group.unit, only=group.items))
+    except UnitError as e:
+        raise JobError(
+            Exit.FAILED, f"A sampled tile failed: {e}. The run would retry it and set it aside."
+        ) from e
+    return report
+
+
+def _extrapolated(
+    reports: list[UnitReport], items: int, start_seconds: float, price: float | None
+) -> Estimate:
+    costs = [_replica_seconds(r) for r in reports]
+    sizes = [max(1, r.tiles) for r in reports]
+    sampled = sum(sizes)
+    mean = sum(costs) / sampled
+    total = mean * items
+    error = math.inf
+    if len(costs) > 1:
+        # Groups differ in size at the ends of units alone: the ratio estimator's residuals give its variance.
+        residuals = [c - mean * n for c, n in zip(costs, sizes, strict=True)]
+        variance = sum(r * r for r in residuals) / (len(costs) - 1)
+        left = max(0.0, 1 - sampled / items)  # a sample of everything has no error
+        error = 2 * math.sqrt(variance * len(costs) * left) / max(sum(costs), 1e-12)
+    read = sum(r.read_seconds for r in reports)
+    return Estimate(
+        sampled=sampled,
+        empty=sum(r.empty_tiles for r in reports),
+        items=items,
+        seconds_per_item=mean,
+        replica_seconds=total,
+        error=error,
+        start_seconds=start_seconds,
+        read_share=read / max(sum(costs), 1e-12),
+        cost=None if price is None else total / 3600 * price,
+    )
+
+
+READERS = 2
+
+
+def _replica_seconds(report: UnitReport) -> float:
+    """The time that a batch holds the replica: reading and writing go on beside it, by two threads each."""
+    return max(report.infer_seconds, report.read_seconds / READERS, report.encode_seconds / READERS)
+
+
+def check_prices(sample: int | None, price: float | None, budget: float | None) -> None:
+    """Refuse options that would have no effect, and nonsense: exit 2."""
+    if price is not None and sample is None:
+        raise invalid("--price needs --sample N: without timed tiles nothing is known of the hours.")
+    if budget is not None and price is None:
+        raise invalid("--budget needs --price: without it nothing is known of the cost.")
+    if sample is not None and sample < 1:
+        raise invalid(f"--sample wants a number of tiles from 1, got {sample}.")
+    for option, value in (("--price", price), ("--budget", budget)):
+        if value is not None and not 0 <= value < math.inf:
+            raise invalid(f"{option} wants an amount of money, got {value}.")
+
+
+def check_budget(found: Estimate, budget: float | None) -> None:
+    """Raises :class:`JobError` (exit 8) where the estimate's upper end is above the budget."""
+    if budget is None or found.cost is None:
+        return
+    high = found.cost * (1 + (found.error if math.isfinite(found.error) else 1.0))
+    if high > budget:
+        raise JobError(
+            Exit.OVER_BUDGET,
+            f"The job would cost {found.cost:,.2f} (up to {high:,.2f}), more than --budget {budget:,.2f}.",
+        )
+
+
+def estimate_text(found: Estimate) -> str:
+    """One line for people."""
+    margin = f" ±{found.error:.0%}" if math.isfinite(found.error) else ""
+    cost = "" if found.cost is None else f"  cost {found.cost:,.2f}"
+    seconds = found.replica_seconds
+    total = (
+        f"{seconds:,.0f} replica-seconds" if seconds < 3600 else f"{found.replica_hours:,.2f} replica-hours"
+    )
+    empty = f", {found.empty / found.sampled:.0%} without input" if found.empty else ""
+    return (
+        f"estimate {total}{margin}{cost}  ({found.sampled} of {found.items:,} tiles timed, "
+        f"{found.seconds_per_item:.3f} s each{empty}; start-up {found.start_seconds:.0f} s per replica)"
+    )

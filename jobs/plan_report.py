@@ -1,0 +1,89 @@
+"""What ``panoptile plan`` prints: what would run, what would not and why, and what it would cost."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+from panoptile.jobs.estimate import Estimate, estimate_text
+from panoptile.jobs.prepare import Prepared
+from panoptile.jobs.report_text import plan_fields, plan_text
+from panoptile.jobs.resume import Explanation, explain_job
+from panoptile.jobs.state import store_errors
+from panoptile.pipeline import layout
+from panoptile.pipeline.nodata_share import nodata_share
+from panoptile.pipeline.plan import RasterPlan
+from panoptile.pipeline.store import open_store
+
+LOOKED_AT = 200
+"""Most rasters whose share of nodata is looked at, spread evenly."""
+READERS = 8
+
+
+def pending(prepared: Prepared) -> Explanation | None:
+    """What of the job is not done yet; None where OUT holds no job. Raises :class:`JobError`."""
+    store = open_store(prepared.spec.out)
+    with store_errors(prepared.spec.out):
+        if not store.exists(layout.JOB):
+            return None
+        return explain_job(store, prepared, retry_quarantined=True)
+
+
+def nodata_shares(prepared: Prepared) -> dict[str, float]:
+    """Share of pixels without input by the raster's key, for at most 200 rasters."""
+    rasters = [p for p in prepared.plans if isinstance(p, RasterPlan)]
+    chosen = rasters[:: max(1, -(-len(rasters) // LOOKED_AT))]
+
+    def look(plan: RasterPlan) -> tuple[str, float | None]:
+        try:
+            return plan.key, nodata_share(plan.info)
+        except OSError:
+            return plan.key, None  # the run itself will say what is wrong with it
+
+    with ThreadPoolExecutor(READERS) as threads:
+        return {key: share for key, share in threads.map(look, chosen) if share is not None}
+
+
+def full_plan_text(
+    prepared: Prepared, shares: dict[str, float], left: Explanation | None, found: Estimate | None
+) -> str:
+    """The plan for people."""
+    lines = [plan_text(prepared)]
+    if shares:
+        pixels = {p.key: p.pixels for p in prepared.plans}
+        mean = sum(s * pixels[k] for k, s in shares.items()) / max(1, sum(pixels[k] for k in shares))
+        lines.append(f"no input: about {mean:.0%} of the pixels ({len(shares)} rasters looked at)")
+    if left is not None:
+        lines.append(_pending_line(left))
+    if prepared.skipped:
+        lines.append(f"skipped: {len(prepared.skipped)} inputs that cannot be segmented (--skip-invalid)")
+    if found is not None:
+        lines.append(estimate_text(found))
+    return "\n".join(lines)
+
+
+def _pending_line(left: Explanation) -> str:
+    if left.refused:
+        return left.refused
+    done = left.units - len(left.open)
+    why = ", ".join(f"{count:,} {reason}" for reason, count in left.reasons().items())
+    return f"done already: {done:,} of {left.units:,} units" + (
+        f"; to do: {why}" if why else "; nothing is left to do"
+    )
+
+
+def full_plan_fields(
+    prepared: Prepared, shares: dict[str, float], left: Explanation | None, found: Estimate | None
+) -> dict[str, Any]:
+    """The plan as JSON."""
+    fields = plan_fields(prepared)
+    for one in fields["inputs"]:
+        if one["key"] in shares:
+            one["nodata_share"] = shares[one["key"]]
+    fields["skipped"] = [{"uri": s.uri, "stage": s.stage, "message": s.message} for s in prepared.skipped]
+    if left is not None:
+        fields["pending"] = {k: v for k, v in left.to_json().items() if k != "explained"}
+    if found is not None:
+        fields["estimate"] = {**asdict(found), "replica_hours": found.replica_hours}
+    return fields

@@ -1,0 +1,101 @@
+"""``plan --sample``, ``--price`` and ``--budget``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.benchmarks.fakes import FakeFactory
+from tests.pipeline.worlds import raster_info
+
+from panoptile.jobs import estimate as module
+from panoptile.jobs.estimate import check_budget, check_prices, estimate, sample
+from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.prepare import Prepared, prepare
+from panoptile.jobs.spec import JobSpec
+from panoptile.pipeline import gdal_env
+from panoptile.pipeline.plan import RasterPlan
+
+gdal_env.configure()  # before rasterio
+
+import rasterio
+
+
+@settings(max_examples=60)
+@given(
+    sizes=st.lists(st.tuples(st.integers(64, 900), st.integers(64, 900)), min_size=1, max_size=5),
+    wanted=st.integers(1, 60),
+    batch=st.integers(1, 5),
+)
+def test_a_sample_is_of_the_jobs_own_items(sizes: list[tuple[int, int]], wanted: int, batch: int) -> None:
+    """Groups are distinct, hold existing items of one unit, at most a batch each, and the same seed gives the same."""
+    plans = [RasterPlan(raster_info(h, w, f"r{i}-0000000000"), 128, 32) for i, (h, w) in enumerate(sizes)]
+    groups = sample(plans, wanted, batch, seed="s")
+    assert groups == sample(plans, wanted, batch, seed="s")
+    seen = [(g.unit.key, i) for g in groups for i in g.items]
+    assert len(set(seen)) == len(seen) > 0
+    for group in groups:
+        assert 1 <= len(group.items) <= batch
+        assert set(group.items) <= set(group.unit.items)
+    total = sum(len(p.grid) for p in plans)
+    if batch == 1:
+        assert len(seen) == min(wanted, total)
+
+
+def job(tmp_path: Path, side: int = 700) -> Prepared:
+    path = tmp_path / "a.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", height=side, width=side, count=3, dtype="uint8", crs="EPSG:32633",
+        transform=rasterio.Affine(1, 0, 0, 0, -1, 0),
+    ) as raster:  # fmt: skip
+        raster.write(np.random.default_rng(0).integers(1, 255, (3, side, side)).astype(np.uint8))
+    return prepare(JobSpec((str(path),), str(tmp_path / "out"), tile=128, overlap=32, local=True))
+
+
+def test_a_steady_model_is_estimated_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that takes 20 ms a tile: seconds per item and the sum are right, and the sample leaves nothing behind."""
+    prepared = job(tmp_path)
+    object.__setattr__(prepared.model, "factory", FakeFactory(0.02))
+    found = estimate(prepared, 8, 3600.0)
+    assert found.sampled == 8
+    assert found.items == prepared.tiles
+    assert 0.02 <= found.seconds_per_item < 0.2
+    assert found.replica_seconds == pytest.approx(found.seconds_per_item * prepared.tiles)
+    assert found.cost == pytest.approx(found.replica_seconds)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_whole_job_as_sample_has_no_error(tmp_path: Path) -> None:
+    """Nothing is left to guess where every tile was timed."""
+    prepared = job(tmp_path, side=200)
+    object.__setattr__(prepared.model, "factory", FakeFactory(0.001))
+    found = estimate(prepared, 1000, None)
+    assert found.sampled == prepared.tiles
+    assert found.error == 0
+    assert found.cost is None
+
+
+def test_the_budget_is_held(tmp_path: Path) -> None:
+    """Exit 8 where even the upper end of the estimate must fit; a single group counts as doubtful by itself."""
+    sure = module.Estimate(8, 0, 100, 1.0, 3600.0, 0.1, 1.0, 0.0, 10.0)
+    check_budget(sure, 11.1)
+    with pytest.raises(JobError) as e:
+        check_budget(sure, 10.9)
+    assert e.value.code == Exit.OVER_BUDGET == 8
+    alone = module.Estimate(1, 0, 100, 1.0, 3600.0, math.inf, 1.0, 0.0, 10.0)
+    with pytest.raises(JobError, match="up to 20.00"):
+        check_budget(alone, 19.0)
+
+
+@pytest.mark.parametrize(
+    "given", [(None, 1.0, None), (5, None, 1.0), (0, None, None), (5, -1.0, None), (5, 1.0, math.nan)]
+)
+def test_options_without_effect_are_refused(given: tuple[int | None, float | None, float | None]) -> None:
+    """A price without a sample, a budget without a price, and nonsense: exit 2."""
+    with pytest.raises(JobError) as e:
+        check_prices(*given)
+    assert e.value.code == Exit.INVALID
