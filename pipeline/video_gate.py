@@ -25,7 +25,7 @@ CHUNK = 32
 CHUNK_BYTES = 13 << 20
 """Most bytes of pictures in a chunk, two frames of 1080p; decord takes about ten times as much, the more the busier
 the machine is (measured for a slow consumer: 262 MB at three frames a chunk)."""
-MOST_DECODINGS = 8
+MOST_DECODINGS = 4
 """Where decord would decode each frame more often than this, on average, to keep to the chunks, it is not chosen."""
 
 
