@@ -1,0 +1,286 @@
+"""Submitting to a cluster, against a stand-in for its Jobs API and a real HTTP answer."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from tests.jobs.runs import write_world
+from tests.pipeline.worlds import make_world
+
+from panoptile.jobs import submission
+from panoptile.jobs.cluster import ClusterAddress, asks_for_token, connect
+from panoptile.jobs.cluster_probe import ANSWER, look
+from panoptile.jobs.code_package import JOB_FILE, pack
+from panoptile.jobs.exits import JobError
+from panoptile.jobs.prepare import Prepared, prepare
+from panoptile.jobs.spec import JobSpec
+from panoptile.jobs.submission import SUBMISSION, exit_of, job_id_of, submit
+
+
+@dataclass
+class FakeClient:
+    """What a cluster's Jobs API would answer; every submitted job ends at once, the probe with ``nodes``."""
+
+    nodes: list[dict[str, Any]]
+    jobs: dict[str, Any] = field(default_factory=dict)
+    folders: dict[str, dict[str, str]] = field(default_factory=dict)
+    keep_running: bool = False
+
+    def submit_job(
+        self, *, entrypoint: str, submission_id: str, runtime_env: dict[str, str], **_: Any
+    ) -> str:
+        folder = Path(runtime_env["working_dir"])
+        self.folders[submission_id] = {p.name: p.read_text() for p in folder.glob("*.yaml")}
+        running = self.keep_running and "probe" not in submission_id
+        self.jobs[submission_id] = job("RUNNING" if running else "SUCCEEDED", entrypoint)
+        return submission_id
+
+    def get_job_info(self, job_id: str) -> Any:
+        if job_id not in self.jobs:
+            raise RuntimeError(f"Request failed with status code 404: Job {job_id} does not exist.")
+        return self.jobs[job_id]
+
+    def get_job_logs(self, job_id: str) -> str:
+        return f"noise\n{ANSWER}{json.dumps(self.nodes)}\n" if "probe" in job_id else ""
+
+    def get_address(self) -> str:
+        return "http://ray-head:8265"
+
+
+def job(status: str, message: str = "", code: int | None = None) -> Any:
+    terminal = status in ("SUCCEEDED", "FAILED", "STOPPED")
+    kind = SimpleNamespace(value=status, is_terminal=lambda: terminal)
+    return SimpleNamespace(status=kind, message=message, driver_exit_code=code, metadata={})
+
+
+def node(**seen: Any) -> dict[str, Any]:
+    return {
+        "node": "n1",
+        "resources": {"CPU": 2, "GPU": 1},
+        "seen": {"version": version("panoptile"), "missing": [], "unseen": []} | seen,
+    }
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Prepared:
+    files = write_world(make_world(seed=1, height=100, width=120), tmp_path / "world")
+    return prepare(
+        JobSpec((str(files.image),), str(tmp_path / "out"), model=files.model, labels=str(files.table))
+    )
+
+
+def say(text: str) -> None:
+    """Messages are not what is tested here."""
+
+
+def test_a_second_submit_attaches_to_the_first(prepared: Prepared) -> None:
+    """While the job runs, it is found by its id; nothing is handed over again."""
+    client: Any = FakeClient([node()], keep_running=True)
+    first = submit(client, prepared, wheel=None, say=say)
+    handed_over = len(client.jobs)
+    second = submit(client, prepared, wheel=None, say=say)
+    assert (first.attached, second.attached) == (False, True)
+    assert first.job_id == second.job_id == job_id_of(prepared)
+    assert len(client.jobs) == handed_over
+
+
+def test_a_job_that_has_ended_is_followed_by_the_next(prepared: Prepared) -> None:
+    """Ray knows an id once: the job that goes on after a failed one is -r2, then -r3."""
+    client: Any = FakeClient([node()])
+    base = job_id_of(prepared)
+    client.jobs[base] = client.jobs[f"{base}-r2"] = job("FAILED", code=6)
+    assert submit(client, prepared, wheel=None, say=say).job_id == f"{base}-r3"
+
+
+def test_the_id_follows_from_job_and_out(prepared: Prepared, tmp_path: Path) -> None:
+    """Another OUT or another parameter is another job."""
+    import dataclasses
+
+    other = dataclasses.replace(
+        prepared, spec=dataclasses.replace(prepared.spec, out=str(tmp_path / "other"))
+    )
+    changed = dataclasses.replace(prepared, fingerprint="0" * 64)
+    assert len({job_id_of(p) for p in (prepared, other, changed)}) == 3
+
+
+def test_what_travels_with_a_job(prepared: Prepared, tmp_path: Path) -> None:
+    """The job file is complete, its paths are absolute, and small files that it names lie beside it."""
+    client: Any = FakeClient([node()])
+    submitted = submit(client, prepared, wheel=None, say=say)
+    filed = yaml.safe_load(client.folders[submitted.job_id][JOB_FILE])
+    assert filed["out"] == str(tmp_path / "out")
+    assert filed["sources"] == list(prepared.spec.sources)
+    assert filed["labels"] == "labels.json"
+    record = json.loads((tmp_path / "out" / SUBMISSION).read_text())
+    assert record == {"cluster": "http://ray-head:8265", "job_id": submitted.job_id}
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        ({"version": "0.0.9"}, r"holds panoptile 0\.0\.9"),
+        ({"missing": ["/data/a.tif"]}, r"does not see /data/a\.tif"),
+        ({"unseen": ["/out/_state/probe/x"]}, "does not see /out"),
+    ],
+)
+def test_a_node_that_would_fail_is_refused(prepared: Prepared, seen: dict[str, Any], words: str) -> None:
+    """Exit 2, before the job is handed over; the token in OUT is gone again."""
+    client: Any = FakeClient([node(), node(**seen)])
+    with pytest.raises(JobError, match=words) as e:
+        submit(client, prepared, wheel=None, say=say)
+    assert int(e.value.code) == 2
+    assert all("probe" in job_id for job_id in client.jobs)
+    assert not list(Path(prepared.spec.out).rglob("_state/probe/*"))
+
+
+def test_a_cluster_without_panoptile(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image lacks the package: exit 2 and the option that takes it along."""
+    client: Any = FakeClient([])
+    monkeypatch.setattr(client, "get_job_logs", lambda _: "/usr/bin/python: No module named panoptile")
+    with pytest.raises(JobError, match="--wheel this"):
+        submit(client, prepared, wheel=None, say=say)
+
+
+def test_a_cluster_that_runs_nothing(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No room within the deadline: exit 6, and the probe is taken back."""
+    client: Any = FakeClient([])
+    stopped: list[str] = []
+    monkeypatch.setattr(submission, "PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(client, "get_job_info", lambda _: job("PENDING", "waiting for a node"))
+    client.stop_job = stopped.append
+    monkeypatch.setattr(submission, "_free_id", lambda c, base: (base, False))
+    with pytest.raises(JobError, match="waiting for a node") as e:
+        submit(client, prepared, wheel=None, say=say)
+    assert int(e.value.code) == 6
+    assert len(stopped) == 1
+
+
+@pytest.mark.parametrize(
+    ("info", "code"),
+    [
+        (job("SUCCEEDED"), 0), (job("STOPPED"), 143), (job("FAILED", code=3), 3), (job("FAILED", code=2), 2),
+        (job("FAILED", "the head is gone"), 6),
+    ],
+)  # fmt: skip
+def test_the_exit_code_is_the_jobs(info: Any, code: int) -> None:
+    """What the command would have given on a laptop; 6 where the cluster lost it."""
+    assert exit_of(info) == code
+
+
+def test_the_running_code_travels_as_it_is(tmp_path: Path, prepared: Prepared) -> None:
+    """--wheel this: package and version, importable from the folder alone, without compiled files."""
+    import subprocess
+    import sys
+
+    folder = tmp_path / "package"
+    folder.mkdir()
+    pack(prepared.spec, folder, wheel="this")
+    assert not list(folder.rglob("*.pyc"))
+    code = (
+        "import panoptile.jobs.spec as s, importlib.metadata as m; print(s.__file__, m.version('panoptile'))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [str(folder / "panoptile" / "jobs" / "spec.py"), version("panoptile")]
+
+
+@pytest.mark.parametrize("content", [b"no zip", None])
+def test_a_wheel_that_is_none(tmp_path: Path, prepared: Prepared, content: bytes | None) -> None:
+    """Exit 2 names the file."""
+    wheel = tmp_path / "x.whl"
+    if content is not None:
+        wheel.write_bytes(content)
+    (tmp_path / "package").mkdir()
+    with pytest.raises(JobError, match=r"x\.whl"):
+        pack(prepared.spec, tmp_path / "package", wheel=str(wheel))
+
+
+def test_a_wheel_cannot_write_outside(tmp_path: Path, prepared: Prepared) -> None:
+    """Names with '..' in an archive are refused."""
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
+        archive.writestr("panoptile/__init__.py", "")
+        archive.writestr("../evil.py", "")
+    (tmp_path / "package").mkdir()
+    with pytest.raises(JobError, match="no wheel of panoptile"):
+        pack(prepared.spec, tmp_path / "package", wheel=str(tmp_path / "x.whl"))
+    assert not (tmp_path / "evil.py").exists()
+
+
+def test_a_node_tells_what_it_sees(tmp_path: Path) -> None:
+    """Missing paths and tokens are named."""
+    (tmp_path / "a").touch()
+    seen = look([str(tmp_path / "a"), str(tmp_path / "b")], [str(tmp_path / "t")])
+    assert seen == {
+        "version": version("panoptile"),
+        "missing": [str(tmp_path / "b")],
+        "unseen": [str(tmp_path / "t")],
+    }
+
+
+# --- addresses and tokens ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dashboard() -> Iterator[Any]:
+    """An HTTP server that asks for a token, or not."""
+    state = SimpleNamespace(token=True, url="")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(401 if state.token else 200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: Any) -> None:
+            """Quiet."""
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield state
+    server.shutdown()
+
+
+def test_a_cluster_without_a_token_is_refused(dashboard: Any) -> None:
+    """Exit 6 unless --insecure-cluster: whoever reaches such a cluster runs code there."""
+    assert asks_for_token(dashboard.url)
+    dashboard.token = False
+    assert not asks_for_token(dashboard.url)
+    with pytest.raises(JobError, match="--insecure-cluster") as e:
+        connect(ClusterAddress(dashboard.url))
+    assert int(e.value.code) == 6
+
+
+def test_nobody_answers() -> None:
+    """Exit 6 with the address."""
+    with pytest.raises(JobError, match=r"127\.0\.0\.1:9") as e:
+        asks_for_token("http://127.0.0.1:9")
+    assert int(e.value.code) == 6
+
+
+@pytest.mark.parametrize(
+    ("url", "token", "words"),
+    [
+        ("ray-head:8265", None, "dashboard's address"),
+        ("ray://head:10001", None, "dashboard's address"),
+        ("http://me:secret@head:8265", None, "must hold no password"),
+        ("http://head:8265", "/nowhere/token", "--auth-token-file"),
+    ],
+)
+def test_a_wrong_address_is_one_sentence(url: str, token: str | None, words: str) -> None:
+    """Exit 2; a password does not come back in the message."""
+    with pytest.raises(JobError, match=words) as e:
+        ClusterAddress(url, token)
+    assert int(e.value.code) == 2
+    assert "secret" not in str(e.value)
