@@ -1,0 +1,145 @@
+"""Publishing one input, as a call that any process can make: while the units of other inputs go on.
+
+What a call leaves is in the store: the files, and the record of what was found. A call that fails, or is lost with its
+process, costs nothing but time: the run publishes at its end whatever is not published by then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.prepare import Prepared
+from panoptile.jobs.results import save_result
+from panoptile.jobs.spec import LAYOUT_VERSION, JobSpec
+from panoptile.model.classes import ClassTable
+from panoptile.pipeline.any_plan import AnyPlan
+from panoptile.pipeline.background import Background
+from panoptile.pipeline.fault_points import reach
+from panoptile.pipeline.finish import FinishedInput, Products, finish_input
+from panoptile.pipeline.plan import Unit
+from panoptile.pipeline.remote_object import Version, is_remote, version_of
+from panoptile.pipeline.stitch import NodeFilter
+from panoptile.pipeline.store import Store, open_store
+from panoptile.pipeline.video_finish import VideoProducts, finish_video
+from panoptile.pipeline.video_plan import VideoPlan
+
+
+@dataclass(frozen=True, slots=True)
+class PublishCall:
+    """Joins and publishes one input."""
+
+    spec: JobSpec
+    model_sha256: str
+    classes: ClassTable
+    keep: NodeFilter
+    plan: AnyPlan
+    result_name: str
+    """What the record must say for a later run to trust it."""
+
+    def __call__(self) -> None:
+        """Publish, and leave the record of it."""
+        store = open_store(self.spec.out)
+        save_result(store, self.finished(store), self.result_name)
+
+    def finished(self, store: Store) -> FinishedInput:
+        """Publish. Raises :class:`JobError` where the input has changed, ``OSError`` or ``ValueError`` else."""
+        reach("publish.input")
+        check_unchanged(self.plan)
+        spec, plan = self.spec, self.plan
+        if isinstance(plan, VideoPlan):
+            products = VideoProducts(spec.link_options(), spec.overlay)
+            return finish_video(store, plan, self.classes, self.keep, products)
+        tags = {
+            "PANOPTILE_LAYOUT": str(LAYOUT_VERSION),
+            "MODEL_SHA256": self.model_sha256,
+            "TILE": str(spec.tile),
+            "OVERLAP": str(spec.overlap),
+        }
+        files = Products(spec.raster, spec.vector, compression=spec.compression)
+        return finish_input(store, plan, self.classes, self.keep, files, tags)
+
+
+def publish_call(prepared: Prepared, plan: AnyPlan) -> PublishCall:
+    """The call that publishes one input of a job."""
+    model = prepared.model
+    return PublishCall(
+        prepared.spec,
+        model.sha256,
+        model.classes,
+        prepared.node_filter(plan),
+        plan,
+        prepared.result_name(plan),
+    )
+
+
+def check_unchanged(plan: AnyPlan) -> None:
+    """An input that was replaced while it was read would give a mixture: exit 4, and the next run redoes it."""
+    for uri, planned in _versions(plan):
+        try:
+            now = version_of(uri)
+        except FileNotFoundError as e:
+            raise JobError(
+                Exit.FAILED, f"{uri} has gone since the run began: put it back and run again."
+            ) from e
+        if now != planned:
+            raise JobError(
+                Exit.FAILED, f"{uri} was changed while it was read: run again to segment what it is now."
+            )
+
+
+def _versions(plan: AnyPlan) -> list[tuple[str, Version]]:
+    """The files of an input as they were planned; none for a folder of frames, which is looked at when planned."""
+    if isinstance(plan, VideoPlan):
+        if is_remote(plan.uri) or os.path.isdir(plan.uri):
+            return []
+        return [(plan.uri, Version(plan.info.size_bytes, plan.info.mtime_ns))]
+    infos = [sheet.info for sheet in plan.info.sheets] or [plan.info]
+    return [(i.uri, Version(i.size_bytes, i.mtime_ns, i.etag)) for i in infos]
+
+
+def longest_first(units: Iterable[Unit]) -> list[Unit]:
+    """Units of the input with the most of them first, each input's in their order: the last ones end together."""
+    listed = list(units)
+    counts = Counter(unit.key for unit in listed)
+    seen: dict[str, int] = {}
+    for unit in listed:
+        seen.setdefault(unit.key, len(seen))
+    return sorted(listed, key=lambda unit: (-counts[unit.key], seen[unit.key]))
+
+
+class StreamedPublishing:
+    """Publishes inputs in the background as their units are settled."""
+
+    def __init__(self, prepared: Prepared, background: Background, say: Callable[[str], None]) -> None:
+        self._prepared, self._background, self._say = prepared, background, say
+        self._plans = {plan.key: plan for plan in prepared.plans}
+        self.done = 0
+        """Inputs that were published so."""
+
+    def input_done(self, key: str) -> None:
+        """All units of the input are settled."""
+        plan = self._plans[key]
+        self._say(f"publish {plan.info.stem}")
+        self._background.submit(key, publish_call(self._prepared, plan))
+
+    def turn(self, timeout: float = 0.0) -> None:
+        """Take note of what is published."""
+        for result in self._background.poll(timeout):
+            if result.error:
+                uri = self._plans[result.key].uri
+                self._say(f"retry   publishing {uri} failed and is tried again at the end: {result.error}")
+            else:
+                self.done += 1
+
+    def finish(self, check: Callable[[], None]) -> None:
+        """Wait for what is still being published; ``check`` may raise to end that."""
+        while self._background.pending():
+            self.turn(0.5)
+            check()
+
+    def close(self) -> None:
+        self._background.close()
