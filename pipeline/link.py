@@ -174,11 +174,14 @@ class TrackLinker:
     ) -> None:
         """Take in the new tracks of segments that are sure enough."""
         new = np.flatnonzero((chosen < 0) & (frame.scores[things] >= self._options.birth_score))
-        segments = things[new]
-        memory = self._memory
-        if memory is None or memory.shape[1] != units.shape[1]:
-            memory = np.zeros((len(self._ids), units.shape[1]))
-        self._memory = np.concatenate([memory, units[new]])
+        if not len(new):
+            return
+        segments, fresh, memory = things[new], units[new], self._memory
+        if memory is None or not memory.shape[1]:
+            memory = np.zeros((len(self._ids), fresh.shape[1]))
+        if not fresh.shape[1]:  # no embeddings in this unit: such a track has nothing to remember
+            fresh = np.zeros((len(new), memory.shape[1]))
+        self._memory = np.concatenate([memory, fresh])
         self._ids = np.concatenate([self._ids, ids[segments]])
         self._class_ids = np.concatenate([self._class_ids, frame.class_ids[segments]])
         self._last_seen = np.concatenate([self._last_seen, np.full(len(new), frame.time_s)])

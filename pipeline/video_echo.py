@@ -7,7 +7,7 @@ own; ``noise`` bends them. What a frame gives depends on its number alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -86,8 +86,13 @@ def echo_frame(
     shape: tuple[int, int],
     frame: int,
     noise: float = 0.0,
+    *,
+    same_as: Callable[[int], int] = int,
 ) -> PanopticMap:
-    """The true ids (H, W) of one frame as a replica would give them at ``shape``: 1…n in random order, 0 is void."""
+    """The true ids (H, W) of one frame as a replica would give them at ``shape``: 1…n in random order, 0 is void.
+
+    Ids for which ``same_as`` gives one number share the direction of their embeddings.
+    """
     truth = fitted(truth.astype(np.int32), shape)
     rng = np.random.default_rng([17, frame])
     ids, first, compact = np.unique(truth, return_index=True, return_inverse=True)
@@ -98,7 +103,7 @@ def echo_frame(
     label_ids = np.zeros(n, np.int32)
     embeddings = np.zeros((n, CHANNELS), np.float16)
     for true_id, local in zip(ids[named].tolist(), order[named].tolist(), strict=True):
-        embeddings[local - 1] = _direction(true_id) + noise * _unit(rng)
+        embeddings[local - 1] = _direction(same_as(true_id)) + noise * _unit(rng)
     if classes is not None:
         at_first = fitted(classes.astype(np.int32), shape).ravel()[first[named]]
         label_ids[order[named] - 1] = at_first - 1
