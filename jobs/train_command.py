@@ -50,7 +50,7 @@ def run_command(
     if speaks:
         _say_data(console, data)
     if processes > 1 and not launched:
-        relaunch(processes, device=device)
+        relaunch(processes)
     engine = launched_engine(device)
     training = Training(
         folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from panoptile.model.training import OneProcess
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+_LAUNCHED = "PANOPTILE_TRAIN_LAUNCHED"
 _EXTRA = "Training in several processes needs the package accelerate: pip install 'panoptile[train]'."
 
 
@@ -91,16 +93,15 @@ def device_of(device: str) -> torch.device:
         raise invalid(str(e)) from e
 
 
-def relaunch(processes: int, *, device: str) -> None:
-    """Replace this process by accelerate's launcher, which starts the same command in ``processes`` processes."""
-    try:
-        import accelerate  # noqa: F401  (only whether it is there)
-    except ImportError as e:
-        raise invalid(_EXTRA) from e
-    launcher = ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    on_cpu = device == "cpu" or not torch.cuda.is_available()
-    launcher += ["--cpu"] if on_cpu else (["--multi_gpu"] if processes > 1 else [])
+def relaunch(processes: int) -> None:
+    """Replace this process by torch's launcher, which starts the same command in ``processes`` processes here."""
+    if importlib.util.find_spec("accelerate") is None:
+        raise invalid(_EXTRA)
+    if os.environ.get(_LAUNCHED):
+        raise RuntimeError("The launcher started this process without telling it that it is one of several.")
+    os.environ[_LAUNCHED] = "1"
+    # Not accelerate's own launcher: on CPUs it needs MPI, and otherwise calls this one.
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *launcher, "--module", "panoptile", *sys.argv[1:]])

@@ -146,7 +146,7 @@ Processes = Annotated[
         "--gpus",
         "--workers",
         metavar="N",
-        help="Processes, one per GPU (or on CPUs), by accelerate; for several machines: accelerate launch -m panoptile train …",
+        help="Processes, one per GPU (or on CPUs); for several machines: torchrun … -m panoptile train …",
     ),
 ]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda")]

@@ -172,13 +172,15 @@ def test_one_image_is_learnt_by_heart(tmp_path: Path, base: Path) -> None:
         tmp_path, size=128, batch=1, steps=700, validate_every=100, save_every=700, colour=0.0, flip=False,
         scale_range=[1.0, 1.0], ema_decay=0.95, points=1024,
     )  # fmt: skip
-    started = time.monotonic()
+    started = time.process_time()  # one thread: other programs on the machine do not count
     summary = trained(
         file, "--masks", file.parent / "panoptic", "--val-fraction", 0, "--model", base, "--recipe", recipe,
         "-o", tmp_path / "run",
     )  # fmt: skip
-    seconds = time.monotonic() - started
-    print(f"PQ {100 * summary['best_pq']:.1f} after {seconds:.0f} s")
+    seconds = time.process_time() - started
+    print(
+        f"best PQ {100 * summary['best_pq']:.1f} at step {summary['best_step']}, {seconds:.0f} s of one core"
+    )
     assert summary["best_pq"] > 0.95
     assert seconds < 300
 
@@ -391,6 +393,8 @@ validation: {area: [350000, 3049936, 350032, 3049968], guard: 8}
         base,
         "--recipe",
         recipe_file(tmp_path, steps=1),
+        "--amp",
+        "bf16",
         "-o",
         tmp_path / "run",
     )
