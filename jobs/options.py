@@ -131,6 +131,13 @@ IfRunning = Annotated[
         help="Where another run of this job is at work: follow it to its end, leave it alone (exit 0), or exit 5.",
     ),
 ]
+Incremental = Annotated[
+    bool,
+    typer.Option(
+        "--incremental",
+        help="Let OUT grow: do new and changed inputs, keep finished ones though they are gone from SRC.",
+    ),
+]
 Mosaic = Annotated[
     bool,
     typer.Option("--mosaic", help="Join rasters of one CRS and pixel grid: objects are whole across files."),
@@ -364,6 +371,7 @@ JOB: Mapping[str, Any] = {
     "unit_timeout": TimeoutUnit,
     "skip_invalid": SkipInvalid,
     "if_running": IfRunning,
+    "incremental": Incremental,
     "mosaic": Mosaic,
     "start_timeout": StartTimeout,
     "accelerator_type": AcceleratorType,

@@ -115,7 +115,25 @@ def prepare(spec: JobSpec, *, any_job: bool = False) -> Prepared:
     job = spec.fingerprint(model.sha256)
     if not any_job:
         check_output(spec.out, job, spec, model.sha256, uris)
-    return Prepared(spec, model, plans, job, tuple(_notes(spec, plans, skipped)), tuple(uris), tuple(skipped))
+    notes = _notes(spec, plans, skipped)
+    if spec.incremental:
+        kept, lost = _kept(spec.out, job, plans)
+        plans, uris = (*plans, *kept), [*uris, *(plan.uri for plan in kept)]
+        if lost:
+            notes.append(
+                f"{lost} inputs of earlier runs were not finished and are gone from the sources: left out."
+            )
+    return Prepared(spec, model, plans, job, tuple(notes), tuple(uris), tuple(skipped))
+
+
+def _kept(out: str, job: str, plans: Sequence[AnyPlan]) -> tuple[list[AnyPlan], int]:
+    """Finished inputs in OUT that the sources do not name any more; see ``incremental``."""
+    from panoptile.jobs.incremental import kept_plans
+
+    try:
+        return kept_plans(open_store(out), job, {plan.key for plan in plans})
+    except OSError as e:
+        raise cannot_write(out, e) from e
 
 
 def _notes(spec: JobSpec, plans: Sequence[AnyPlan], skipped: Sequence[SkippedInput]) -> list[str]:
@@ -252,4 +270,6 @@ def check_output(out: str, fingerprint: str, spec: JobSpec, model_sha256: str, u
         if entries and not is_unstarted(store):
             raise invalid(f"{out} is not empty but holds no {layout.JOB}: choose an empty folder with -o.")
         return
-    check_same_job(store, fingerprint, spec.fingerprint_fields(model_sha256), list(uris))
+    check_same_job(
+        store, fingerprint, spec.fingerprint_fields(model_sha256), list(uris), growing=spec.incremental
+    )

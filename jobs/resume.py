@@ -26,7 +26,9 @@ def recorded_spec(store: Store, changes: Mapping[str, Any]) -> JobSpec:
     if job is None:
         raise invalid(f"{store.root} holds no job of panoptile: there is no readable {layout.JOB}.")
     try:
-        spec = JobSpec.from_json({**job["spec"], "sources": job["inputs"], "out": store.root})
+        # A job that grows looks again at what its sources name now; any other has the inputs that it began with.
+        sources = job["spec"]["sources"] if job["spec"].get("incremental") else job["inputs"]
+        spec = JobSpec.from_json({**job["spec"], "sources": sources, "out": store.root})
         return dataclasses.replace(spec, **changes)
     except (KeyError, TypeError, ValueError) as e:
         raise invalid(f"The job in {store.root} cannot be resumed: {e}") from e

@@ -111,6 +111,8 @@ class JobSpec:
     skip_invalid: bool = False
     """Inputs that fail their header check go to the dead letter instead of stopping the job."""
     if_running: IfRunning = "attach"
+    incremental: bool = False
+    """OUT grows: new and changed inputs are done, finished ones stay though the sources name them no more."""
     start_timeout: float = 600.0
     """Seconds until the first replica must be ready."""
     accelerator_type: str | None = None
@@ -144,6 +146,8 @@ class JobSpec:
             raise ValueError(f"--gsd must be positive metres per pixel, got {self.gsd}.")
         if not 0 <= self.min_area < math.inf:
             raise ValueError(f"--min-area must be square metres from 0, got {self.min_area}.")
+        if self.incremental and self.mosaic:
+            raise ValueError("--incremental does not go with --mosaic: a new sheet changes the whole mosaic.")
         if self.if_running not in get_args(IfRunning):
             raise ValueError(f"--if-running is attach, skip or fail, got {self.if_running!r}.")
         if not 0 < self.start_timeout < math.inf:

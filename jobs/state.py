@@ -33,8 +33,13 @@ def is_unstarted(store: Store) -> bool:
     return store.entries() == ["_state"] and all(s.key.startswith(begun) for s in store.walk("_state"))
 
 
-def check_same_job(store: Store, fingerprint: str, fields: dict[str, object], uris: list[str]) -> None:
-    """Refuse a folder that holds another job: exit 5, naming what differs; exit 2 where it cannot be read."""
+def check_same_job(
+    store: Store, fingerprint: str, fields: dict[str, object], uris: list[str], *, growing: bool = False
+) -> None:
+    """Refuse a folder that holds another job: exit 5, naming what differs; exit 2 where it cannot be read.
+
+    ``growing``: the inputs may be others than before.
+    """
     other = read_json(store, layout.JOB)
     if (
         other is None
@@ -49,11 +54,11 @@ def check_same_job(store: Store, fingerprint: str, fields: dict[str, object], ur
             f"{store.root} holds another job: {', '.join(changed) or 'another version'} differ"
             f"{'s' if len(changed) == 1 else ''}. Use the same options, or another folder with -o.",
         )
-    if other["inputs"] != redacted_json(uris):
+    if not growing and other["inputs"] != redacted_json(uris):
         raise JobError(
             Exit.OTHER_JOB,
             f"{store.root} holds a job over other sources ({len(other['inputs'])} then, {len(uris)} now). "
-            "Name the same sources, or another folder with -o.",
+            "Name the same sources, add to them with --incremental, or name another folder with -o.",
         )
 
 
@@ -95,7 +100,7 @@ def write_job(
     }
     data = json.dumps(redacted_json(job), indent=1).encode()
     if not store.put_if_absent(layout.JOB, data):
-        check_same_job(store, fingerprint, fields, list(uris))
+        check_same_job(store, fingerprint, fields, list(uris), growing=spec.incremental)
     reach("job.written")
 
 
