@@ -23,7 +23,7 @@ def scored_classes(classes: ClassTable) -> list[ScoredClass]:
     return [ScoredClass(c.class_id, c.name, c.is_thing) for c in classes]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def window_overlaps(
     network: nn.Module,
     windows: Sequence[ValidationWindow],
