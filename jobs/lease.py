@@ -137,8 +137,18 @@ class Lease:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=30)
-        if not self.lost:
+        if self.lost:
+            return
+        try:
             self._put({"released": True, "exit": exit_code, "message": message})
+        except OSError:
+            self.withdraw()  # on a full disk nothing can be written, but removed
+            raise
+
+    def withdraw(self) -> None:
+        """Remove every trace of this lease. Raises ``OSError`` of the store."""
+        self._store.delete(beat_key(self.epoch))
+        self._store.delete(lease_key(self.epoch))
 
     def _beat_on(self) -> None:
         while not self._stop.wait(self._interval):
@@ -174,7 +184,11 @@ def claim(store: Store, after: int) -> Lease | None:
     lease = Lease(store, epoch, token)
     if not lease.still_held():
         return None  # we looked so long ago that higher epochs have come meanwhile
-    lease.start()
+    try:
+        lease.start()
+    except OSError:
+        lease.withdraw()
+        raise
     return lease
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from panoptile.jobs.job_status import write_totals
 from panoptile.jobs.lease import Lease
 from panoptile.jobs.metrics import job_metrics
 from panoptile.jobs.prepare import Prepared
+from panoptile.jobs.publishing import StreamedPublishing, longest_first, make_background, publish_call
 from panoptile.jobs.replicas import make_pool
 from panoptile.jobs.results import (
     PUBLISHED_FOLDERS,
@@ -39,7 +39,6 @@ from panoptile.jobs.results import (
     withdraw_unlisted,
 )
 from panoptile.jobs.run_log import RunLog, earlier_runs
-from panoptile.jobs.spec import LAYOUT_VERSION
 from panoptile.jobs.state import Finished, finished_before, read_json, store_errors, write_job
 from panoptile.jobs.survey import Survey, open_units, survey, to_run
 from panoptile.pipeline import layout
@@ -48,16 +47,13 @@ from panoptile.pipeline.attempt import UnitReport
 from panoptile.pipeline.commit import Commit
 from panoptile.pipeline.driver import Interrupted, Listener, TooManyFailures, run_units
 from panoptile.pipeline.fault_points import reach
-from panoptile.pipeline.finish import FinishedInput, Products, finish_input
+from panoptile.pipeline.finish import FinishedInput
 from panoptile.pipeline.memory import allocate_frugally
 from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.pool import Failure, PoolError
 from panoptile.pipeline.recovery import Policy
-from panoptile.pipeline.remote_uri import scheme_of
 from panoptile.pipeline.run_result import RunResult
 from panoptile.pipeline.store import Store, StoreUnreachable, open_store
-from panoptile.pipeline.video_finish import VideoProducts, finish_video
-from panoptile.pipeline.video_plan import VideoPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,12 +227,13 @@ class _Run:
         return summary
 
     def _end(self, code: int, message: str) -> None:
+        """Record the end; that it cannot be recorded (a full disk) must not hide how the run itself ended."""
         self._log.exit = code
-        try:
-            self._log.save()
-            self._lease.release(code, message)
-        except OSError as e:  # the run's own end counts more than the record of it
-            self._console.say(f"note    the end of this run could not be recorded: {e}")
+        for record in (self._log.save, lambda: self._lease.release(code, message)):
+            try:
+                record()
+            except OSError as e:
+                self._console.say(f"note    the end of this run could not be recorded: {e}")
 
     def _work(self) -> Summary:
         store, prepared = self._store, self._prepared
@@ -288,7 +285,6 @@ class _Run:
             finished = known.get(plan.key)
             if finished is None:
                 self._console.say(f"publish {plan.info.stem}")
-                reach("publish.input")
                 finished = _finish(store, prepared, plan)
                 save_result(store, finished, prepared.result_name(plan))
             inputs.append(finished)
@@ -352,6 +348,10 @@ def _run_units(
     pool, stop = make_pool(prepared, len(todo))
     progress = console.progress(sum(unit.count for unit in todo))
 
+    streamed = StreamedPublishing(
+        prepared, make_background(spec, len({unit.key for unit in todo})), console.say
+    )
+
     def on_done(report: UnitReport) -> None:
         log.add(report)
         progress.advance(report.tiles)
@@ -361,12 +361,23 @@ def _run_units(
         progress.fail()
         console.say(f"retry   {unit.id}: {failure.message}")
 
-    listener = Listener(on_done=on_done, on_retry=on_retry, on_turn=hold)
+    def on_turn() -> None:
+        hold()
+        streamed.turn()
+
+    listener = Listener(
+        on_done=on_done, on_retry=on_retry, on_turn=on_turn, on_input_done=streamed.input_done
+    )
     try:
         pool.start()
         with progress, interrupt.orderly() as asked:
-            result = run_units(pool, store, todo, policy, stop=asked, listener=listener, keep_reports=False)
+            result = run_units(
+                pool, store, longest_first(todo), policy, stop=asked, listener=listener, keep_reports=False
+            )
+        _check_store(spec.out, result)
         rss: dict[str, int] = getattr(pool, "peak_rss_bytes", dict)()
+        pool.close()  # its memory and processors are for what is still being published
+        streamed.finish(hold)
         return result, rss
     except Interrupted as e:
         console.say(str(e))
@@ -374,10 +385,24 @@ def _run_units(
     except PoolError as e:
         raise JobError(Exit.UNREACHABLE, f"{e} What is done is kept: run the same command to go on.") from e
     except TooManyFailures as e:
+        _check_store(spec.out, e.result)
         raise JobError(Exit.FAILED, f"{e} Run the same command to try again.") from e
     finally:
+        streamed.close()
         pool.close()
         stop()
+
+
+def _check_store(out: str, result: RunResult) -> None:
+    """A unit that cannot be committed is not to blame: the store is, and the run ends (exit 4, or 6)."""
+    for item in result.dead_items:
+        if item.stage == "commit":
+            code = Exit.UNREACHABLE if item.error_type == StoreUnreachable.__name__ else Exit.FAILED
+            raise JobError(
+                code,
+                f"Cannot write to {out}: {item.message.rstrip('.')}. What is done is kept: make room or set it right, "
+                "and run the same command to go on.",
+            )
 
 
 # --- one input -----------------------------------------------------------------------------------------
@@ -385,9 +410,8 @@ def _run_units(
 
 def _finish(store: Store, prepared: Prepared, plan: AnyPlan) -> FinishedInput:
     """Join and publish one input."""
-    _check_unchanged(plan)
     try:
-        return _joined(store, prepared, plan)
+        return publish_call(prepared, plan).finished(store)
     except StoreUnreachable:
         raise
     except (OSError, ValueError) as e:
@@ -396,36 +420,3 @@ def _finish(store: Store, prepared: Prepared, plan: AnyPlan) -> FinishedInput:
             f"Publishing {plan.uri} failed: {e} (scratch files go to {tempfile.gettempdir()}). "
             "Finished units are kept: run the same command to go on.",
         ) from e
-
-
-def _joined(store: Store, prepared: Prepared, plan: AnyPlan) -> FinishedInput:
-    spec, classes, keep = prepared.spec, prepared.model.classes, prepared.node_filter(plan)
-    if isinstance(plan, VideoPlan):
-        return finish_video(store, plan, classes, keep, VideoProducts(spec.link_options(), spec.overlay))
-    tags = {
-        "PANOPTILE_LAYOUT": str(LAYOUT_VERSION),
-        "MODEL_SHA256": prepared.model.sha256,
-        "TILE": str(spec.tile),
-        "OVERLAP": str(spec.overlap),
-    }
-    products = Products(spec.raster, spec.vector, compression=spec.compression)
-    return finish_input(store, plan, classes, keep, products, tags)
-
-
-def _check_unchanged(plan: AnyPlan) -> None:
-    """An input that was replaced while it was read would give a mixture: exit 4, and the next run redoes it."""
-    info = plan.info
-    if scheme_of(info.uri) is not None or os.path.isdir(
-        info.uri
-    ):  # a folder of frames is looked at when planned
-        return
-    try:
-        now = os.stat(info.uri)
-    except FileNotFoundError as e:
-        raise JobError(
-            Exit.FAILED, f"{info.uri} has gone since the run began: put it back and run again."
-        ) from e
-    if (now.st_size, now.st_mtime_ns) != (info.size_bytes, info.mtime_ns):
-        raise JobError(
-            Exit.FAILED, f"{info.uri} was changed while it was read: run again to segment what it is now."
-        )
