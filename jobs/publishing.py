@@ -17,11 +17,12 @@ from panoptile.jobs.results import save_result
 from panoptile.jobs.spec import LAYOUT_VERSION, JobSpec
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline.any_plan import AnyPlan
-from panoptile.pipeline.background import Background
+from panoptile.pipeline.background import Background, ProcessBackground
 from panoptile.pipeline.fault_points import reach
 from panoptile.pipeline.finish import FinishedInput, Products, finish_input
 from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.remote_object import Version, is_remote, version_of
+from panoptile.pipeline.remote_uri import needs_one_process
 from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.store import Store, open_store
 from panoptile.pipeline.video_finish import VideoProducts, finish_video
@@ -111,10 +112,27 @@ def longest_first(units: Iterable[Unit]) -> list[Unit]:
     return sorted(listed, key=lambda unit: (-counts[unit.key], seen[unit.key]))
 
 
+def make_background(spec: JobSpec, inputs: int) -> Background | None:
+    """Where inputs are published beside the replicas; None where they are not: one input, or a store of one process.
+
+    Ray must be connected, unless the job is local.
+    """
+    if inputs < 2 or needs_one_process(spec.out):
+        return None
+    if spec.local:
+        return ProcessBackground(1, threads=spec.threads)
+    import ray
+
+    from panoptile.pipeline.ray_background import RayBackground
+
+    return RayBackground(max(2, sum(node["Alive"] for node in ray.nodes())), threads=spec.threads)
+
+
 class StreamedPublishing:
     """Publishes inputs in the background as their units are settled."""
 
-    def __init__(self, prepared: Prepared, background: Background, say: Callable[[str], None]) -> None:
+    def __init__(self, prepared: Prepared, background: Background | None, say: Callable[[str], None]) -> None:
+        """``background`` None: nothing is published before the end."""
         self._prepared, self._background, self._say = prepared, background, say
         self._plans = {plan.key: plan for plan in prepared.plans}
         self.done = 0
@@ -122,12 +140,16 @@ class StreamedPublishing:
 
     def input_done(self, key: str) -> None:
         """All units of the input are settled."""
+        if self._background is None:
+            return
         plan = self._plans[key]
         self._say(f"publish {plan.info.stem}")
         self._background.submit(key, publish_call(self._prepared, plan))
 
     def turn(self, timeout: float = 0.0) -> None:
         """Take note of what is published."""
+        if self._background is None:
+            return
         for result in self._background.poll(timeout):
             if result.error:
                 uri = self._plans[result.key].uri
@@ -137,9 +159,10 @@ class StreamedPublishing:
 
     def finish(self, check: Callable[[], None]) -> None:
         """Wait for what is still being published; ``check`` may raise to end that."""
-        while self._background.pending():
+        while self._background is not None and self._background.pending():
             self.turn(0.5)
             check()
 
     def close(self) -> None:
-        self._background.close()
+        if self._background is not None:
+            self._background.close()

@@ -22,6 +22,7 @@ from panoptile.pipeline.layout import dead_key
 from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.pool import Failure, Outcome, Pool, PoolError
 from panoptile.pipeline.recovery import Case, CommitParked, Decision, Policy, TryAgain, first_attempt
+from panoptile.pipeline.redaction import redacted_json
 from panoptile.pipeline.run_result import RunResult
 from panoptile.pipeline.store import Store
 
@@ -101,24 +102,26 @@ class _Queue:
         self._later: list[tuple[float, int, Attempt]] = []
         self._alone: deque[Attempt] = deque()
         self._count = itertools.count()
-        self.open: Counter[str] = Counter()
+        self._open: Counter[str] = Counter()
         """Units of each input that were read and are not settled."""
         self._ended: set[str] = set()
         """Open inputs of which all units were read."""
         self._reading: str | None = None
+        self._settled: list[str] = []
 
     def look_ahead(self, count: int) -> int:
         """How many attempts are ready, counted up to ``count``."""
         while len(self._fresh) < count:
             unit = next(self._units, None)
+            if self._reading is not None and (unit is None or unit.key != self._reading):
+                self._ended.add(self._reading)
+                self._check_settled(self._reading)
             if unit is None:
-                self._ended.update(self.open)
+                self._reading = None
                 break
-            if self._reading not in (None, unit.key):
-                self._ended.add(str(self._reading))
             self._reading = unit.key
             self._fresh.append(unit)
-            self.open[unit.key] += 1
+            self._open[unit.key] += 1
         return len(self._fresh) + self._due()
 
     def add(self, attempt: Attempt, after: float) -> None:
@@ -144,14 +147,21 @@ class _Queue:
         """Attempts that wait, those that are not yet due included."""
         return self.look_ahead(1) + len(self._later) - self._due() + len(self._alone)
 
-    def settle(self, key: str) -> bool:
-        """One unit of the input is settled; True if that was its last."""
-        self.open[key] -= 1
-        if self.open[key] > 0 or key not in self._ended:
-            return False
-        del self.open[key]
-        self._ended.discard(key)
-        return True
+    def settle(self, key: str) -> None:
+        """One unit of the input is settled."""
+        self._open[key] -= 1
+        self._check_settled(key)
+
+    def settled_inputs(self) -> list[str]:
+        """Inputs that were settled since this was asked last: all units are read, and none is open."""
+        keys, self._settled = self._settled, []
+        return keys
+
+    def _check_settled(self, key: str) -> None:
+        if self._open[key] == 0 and key in self._ended:
+            del self._open[key]
+            self._ended.discard(key)
+            self._settled.append(key)
 
     def _due(self) -> int:
         now = time.monotonic()
@@ -188,6 +198,7 @@ class _Run:
                 self._drain()
             self._hand_out()
             self._turn()
+        self._tell_settled()
         return self._result
 
     def _turn(self) -> None:
@@ -197,7 +208,12 @@ class _Run:
         for outcome in outcomes:
             self._running -= 1
             self._take(outcome)
+        self._tell_settled()
         self._listener.on_turn()
+
+    def _tell_settled(self) -> None:
+        for key in self._queue.settled_inputs():
+            self._listener.on_input_done(key)
 
     def _drain(self) -> None:
         """Hand out nothing more; let what runs end within the time for that."""
@@ -311,8 +327,7 @@ class _Run:
             self._result.dead_items += dead
             if len(self._result.dead) > self._policy.max_failures:
                 raise TooManyFailures(self._too_many(), self._result)
-        if self._queue.settle(unit.key):
-            self._listener.on_input_done(unit.key)
+        self._queue.settle(unit.key)
 
     def _record(self, attempt: Attempt, failures: list[dict[str, object]]) -> None:
         """Leave a record of a failed attempt in the store."""
@@ -322,7 +337,7 @@ class _Run:
         record = {"items": list(attempt.items), "alone": attempt.alone, "failures": failures}
         record["time"] = time.time()
         key = dead_key(attempt.unit, self._records[attempt.unit])
-        self._store.put_bytes(key, json.dumps(record).encode())
+        self._store.put_bytes(key, json.dumps(redacted_json(record)).encode())
 
     def _too_many(self) -> str:
         unit, first = next(iter(self._result.dead.items()))

@@ -15,7 +15,7 @@ import pytest
 from tests.jobs.runs import WorldFiles, arrays, published, run, write_world
 from tests.pipeline.worlds import make_world
 
-from panoptile.jobs import segment
+from panoptile.jobs import publishing, segment
 from panoptile.jobs.console import Console
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.prepare import prepare
@@ -58,7 +58,7 @@ def test_a_changed_input_is_never_answered_with_the_old_result(files: WorldFiles
     moving = WorldFiles(image, files.labels, files.classes, files.table)
     run(moving, tmp_path / "out", **TILING)
     shutil.copy(files.image, image)
-    with mock.patch.object(segment, "finish_input", crash), pytest.raises(RuntimeError, match="killed"):
+    with mock.patch.object(publishing, "finish_input", crash), pytest.raises(RuntimeError, match="killed"):
         run(moving, tmp_path / "out", **TILING)
     assert not (tmp_path / "out" / "_SUCCESS.json").exists()
     summary = run(moving, tmp_path / "out", **TILING)
@@ -109,7 +109,7 @@ def test_healed_failures_are_published_and_the_dead_letter_goes(
     assert json.loads((out / "_SUCCESS.json").read_text())["exit"] == 3
     lost = (arrays(out)[0] == NODATA_ID) & (arrays(calm)[0] != NODATA_ID)
     assert lost.any()
-    with mock.patch.object(segment, "finish_input", crash), pytest.raises(RuntimeError, match="killed"):
+    with mock.patch.object(publishing, "finish_input", crash), pytest.raises(RuntimeError, match="killed"):
         run(files, out, **TILING)
     assert run(files, out, **TILING).exit is Exit.DONE
     assert published(out) == published(calm)

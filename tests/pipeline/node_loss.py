@@ -1,4 +1,6 @@
-"""Segments a raster on a Ray cluster of two nodes of which one comes late and the other is killed; prints JSON.
+"""Segments a raster on a Ray cluster of two nodes of which one comes late and the other is killed.
+
+What happened goes to answer.json in the folder.
 
 A program of its own: a process can have one Ray only. Arguments: a folder with a planned raster.
 """
@@ -65,7 +67,7 @@ def main(folder: Path) -> None:
         "seconds_after_kill": time.monotonic() - killed_at,
     }
     pool.close()
-    print(json.dumps(answer), flush=True)
+    (folder / "answer.json").write_text(json.dumps(answer))
     ray.shutdown()
     cluster.shutdown()
 

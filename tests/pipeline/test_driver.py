@@ -204,10 +204,15 @@ def test_units_are_read_as_they_are_needed(tmp_path: Path) -> None:
     assert furthest < 10
 
 
-def test_each_input_is_told_once_when_all_its_units_are_settled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_each_input_is_told_once_when_all_its_units_are_settled(tmp_path: Path, workers: int) -> None:
     """Publishing of one input may start while others go on; a quarantined unit settles, too."""
     units = [Unit(f"k{i}", j, 1) for i in range(30) for j in range(i % 4 + 1)]
-    pool = ScriptedPool(killers={(units[5], units[5].first)}, failing_units={units[9]: 9, units[11]: 2})
+    pool = ScriptedPool(
+        workers=workers,
+        killers={(units[5], units[5].first)},
+        failing_units={units[9]: 9, units[11]: 2},
+    )
     settled: list[str] = []
 
     def on_input_done(key: str) -> None:
@@ -217,6 +222,13 @@ def test_each_input_is_told_once_when_all_its_units_are_settled(tmp_path: Path) 
 
     run_units(pool, LocalStore(tmp_path), iter(units), QUICK, listener=Listener(on_input_done=on_input_done))
     assert sorted(settled) == sorted({u.key for u in units})
+    alone = ScriptedPool(workers=workers)
+    settled.clear()
+    pool = alone
+    run_units(
+        pool, LocalStore(tmp_path), iter(units[:1]), QUICK, listener=Listener(on_input_done=settled.append)
+    )
+    assert settled == [units[0].key]
 
 
 @given(data=st.data())
