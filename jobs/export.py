@@ -7,21 +7,46 @@ import tempfile
 from pathlib import Path
 
 from panoptile.jobs.exits import invalid
+from panoptile.jobs.export_coco import CocoWriter
+from panoptile.jobs.export_coco_panoptic import CocoPanopticWriter
+from panoptile.jobs.export_cvat import CvatWriter
+from panoptile.jobs.export_fiftyone import FiftyOneWriter
+from panoptile.jobs.export_images import OpenWriter, Say, export_images
+from panoptile.jobs.export_labelstudio import LabelStudioWriter
 from panoptile.jobs.export_vector import VECTOR_FORMATS, export_vector
 from panoptile.jobs.state import store_errors
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
 from panoptile.pipeline.store import Store, open_store
 
-FORMATS = ("stac", *VECTOR_FORMATS)
+IMAGE_FORMATS: dict[str, OpenWriter] = {
+    "coco-panoptic": CocoPanopticWriter,
+    "coco": CocoWriter,
+    "fiftyone": FiftyOneWriter,
+    "cvat": CvatWriter,
+    "labelstudio": LabelStudioWriter,
+}
+FORMATS = ("stac", *VECTOR_FORMATS, *IMAGE_FORMATS)
 
 
-def export_to(out: str, to: str, output: str | None, classes: tuple[str, ...], tile: int) -> list[str]:
-    """Write OUT in another format; returns what was written. Raises :class:`JobError` (exit 2)."""
+def export_to(
+    out: str,
+    to: str,
+    output: str | None,
+    classes: tuple[str, ...],
+    tile: int | None = None,
+    say: Say = lambda message: None,
+) -> list[str]:
+    """Write OUT in another format; returns what was written. Raises :class:`JobError` (exit 2).
+
+    ``tile`` is the side of the images of formats that hold images; ``say`` is told what is left out.
+    """
     if to not in FORMATS:
         near = difflib.get_close_matches(to, FORMATS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise invalid(f"--to is one of {', '.join(FORMATS)}; got {to!r}{hint}")
+    if tile is not None and to not in IMAGE_FORMATS:
+        raise invalid(f"--tile does not go with --to {to}: it is for formats that hold images.")
     if to == "stac":
         for option, given in (("-o", output is not None), ("--classes", bool(classes))):
             if given:
@@ -43,7 +68,10 @@ def export_to(out: str, to: str, output: str | None, classes: tuple[str, ...], t
                 f"{out} holds no finished run: there is no {layout.SUCCESS}. See panoptile status {out}."
             )
         _check_classes(store, classes)
-        return export_vector(store, to, Path(output).expanduser(), classes)
+        target = Path(output).expanduser()
+        if to in IMAGE_FORMATS:
+            return export_images(out, IMAGE_FORMATS[to], target, classes, tile, say)
+        return export_vector(store, to, target, classes)
 
 
 def _check_classes(store: Store, names: tuple[str, ...]) -> None:

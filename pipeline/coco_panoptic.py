@@ -89,7 +89,7 @@ class CocoPanoptic:
 
 
 def is_coco_panoptic(path: str) -> bool:
-    """``path`` is such a JSON, or a folder with one at its top."""
+    """``path`` is such a JSON, or a folder with one at its top or in its ``annotations/``."""
     return _document_of(Path(path)) is not None
 
 
@@ -118,9 +118,9 @@ def read_coco_panoptic(path: str) -> CocoPanoptic:
 
 
 def _document_of(path: Path) -> tuple[Path, dict[str, Any]] | None:
-    candidates = (
-        [path] if path.suffix.lower() == ".json" else sorted(path.glob("*.json")) if path.is_dir() else []
-    )
+    candidates = [path] if path.suffix.lower() == ".json" else []
+    if path.is_dir():
+        candidates = [*sorted(path.glob("*.json")), *sorted(path.glob("annotations/*.json"))]
     for file in candidates:
         try:
             document = json.loads(file.read_text(encoding="utf-8"))

@@ -27,19 +27,23 @@ def export(
     to: Annotated[str, typer.Option(metavar="FORMAT", help=FORMATS_HELP)],
     output: Annotated[
         str | None,
-        typer.Option("-o", "--output", metavar="PATH", help="New file or folder; stac writes OUT/catalog."),
+        typer.Option(
+            "-o", "--output", metavar="PATH", help="New file, folder or .zip; stac writes OUT/catalog."
+        ),
     ] = None,
     classes: opt.Classes = None,
     tile: Annotated[
-        int,
+        int | None,
         typer.Option(
-            metavar="PX", help="Side of the image tiles of formats that hold images (COCO and others)."
+            metavar="PX",
+            help="Side of the images of coco-panoptic, coco, fiftyone, cvat and labelstudio; default 1024.",
         ),
-    ] = 1024,
+    ] = None,
     as_json: opt.Json = False,
 ) -> None:
     """Write a finished result in another format, with the libraries that define it."""
     from panoptile.jobs.export import export_to
 
-    written = export_to(out, to, output, opt.names("--classes", classes), tile)
-    Console(as_json=as_json).data("\n".join(written), {"format": to, "written": written})
+    console = Console(as_json=as_json)
+    written = export_to(out, to, output, opt.names("--classes", classes), tile, console.say)
+    console.data("\n".join(written), {"format": to, "written": written})

@@ -34,7 +34,7 @@ def published(out: Path) -> geopandas.GeoDataFrame:
 )
 def test_every_segment_arrives_as_it_is(out: Path, tmp_path: Path, to: str, name: str) -> None:
     """The same segments, attributes and areas, in the raster's CRS or, for GeoJSON, in longitude and latitude."""
-    assert export_to(str(out), to, str(tmp_path / name), (), 0) == [str(tmp_path / name)]
+    assert export_to(str(out), to, str(tmp_path / name), ()) == [str(tmp_path / name)]
     was, now = published(out), geopandas.read_file(tmp_path / name)
     now = now.to_crs(was.crs) if to == "geojson" else now
     assert now.crs == was.crs
@@ -48,7 +48,7 @@ def test_every_segment_arrives_as_it_is(out: Path, tmp_path: Path, to: str, name
 
 def test_pmtiles_open_and_lie_in_place(out: Path, tmp_path: Path) -> None:
     """Vector tiles in web Mercator over the raster, deep enough to show single pixels."""
-    export_to(str(out), "pmtiles", str(tmp_path / "x.pmtiles"), (), 0)
+    export_to(str(out), "pmtiles", str(tmp_path / "x.pmtiles"), ())
     info = pyogrio.read_info(tmp_path / "x.pmtiles")
     assert info["crs"] == "EPSG:3857"
     assert info["features"] >= published(out)["segment_id"].nunique()
@@ -59,16 +59,16 @@ def test_pmtiles_open_and_lie_in_place(out: Path, tmp_path: Path) -> None:
 def test_chosen_classes_alone(out: Path, tmp_path: Path) -> None:
     """--classes keeps what it names; an unknown name is refused."""
     name = published(out)["class_name"].iloc[0]
-    export_to(str(out), "gpkg", str(tmp_path / "x.gpkg"), (name,), 0)
+    export_to(str(out), "gpkg", str(tmp_path / "x.gpkg"), (name,))
     assert set(geopandas.read_file(tmp_path / "x.gpkg")["class_name"]) == {name}
     with pytest.raises(JobError, match="--classes"):
-        export_to(str(out), "gpkg", str(tmp_path / "y.gpkg"), ("castle",), 0)
+        export_to(str(out), "gpkg", str(tmp_path / "y.gpkg"), ("castle",))
     assert not (tmp_path / "y.gpkg").exists()
 
 
 def test_a_folder_takes_a_file_per_raster(out: Path, tmp_path: Path) -> None:
     """Without a suffix -o is a folder, and the files have their inputs' names."""
-    [path] = export_to(str(out), "gpkg", str(tmp_path / "layers"), (), 0)
+    [path] = export_to(str(out), "gpkg", str(tmp_path / "layers"), ())
     assert Path(path).parent == tmp_path / "layers"
     assert Path(path).stem == next((out / "segments").iterdir()).stem
 
@@ -84,7 +84,7 @@ def test_bad_input_is_one_sentence(out: Path, tmp_path: Path) -> None:
         ((str(out), "stac", str(tmp_path / "y")), "-o does not go"),
     ):
         with pytest.raises(JobError, match=words) as e:
-            export_to(*args, (), 0)
+            export_to(*args, ())
         assert int(e.value.code) == 2
     assert (tmp_path / "x.gpkg").read_text() == "mine"
 
@@ -101,7 +101,7 @@ def test_a_raster_without_a_crs_keeps_its_pixels(out: Path, tmp_path: Path) -> N
     geo = json.loads(table.schema.metadata[b"geo"])
     geo["columns"]["geometry"]["crs"] = None
     pq.write_table(table.replace_schema_metadata({b"geo": json.dumps(geo).encode()}), path)
-    export_to(str(copy), "gpkg", str(tmp_path / "x.gpkg"), (), 0)
+    export_to(str(copy), "gpkg", str(tmp_path / "x.gpkg"), ())
     assert len(geopandas.read_file(tmp_path / "x.gpkg")) == len(table)
     with pytest.raises(JobError, match="no CRS"):
-        export_to(str(copy), "pmtiles", str(tmp_path / "x.pmtiles"), (), 0)
+        export_to(str(copy), "pmtiles", str(tmp_path / "x.pmtiles"), ())
