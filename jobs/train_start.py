@@ -300,4 +300,7 @@ def write_checkpoint(folder: Path, start: Start, weights: dict[str, Tensor]) -> 
     state = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
     scratch = folder / "model.safetensors.partial"
     save_file(state | start.model._extra_weights(), scratch, metadata={"format": "pt"})
+    scratch.chmod(
+        (folder / "config.json").stat().st_mode
+    )  # safetensors makes files that only their owner can read
     os.replace(scratch, folder / "model.safetensors")
