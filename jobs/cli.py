@@ -12,6 +12,7 @@ from panoptile.jobs import commands, interrupt
 from panoptile.jobs.console import Console
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.interrupt import TERMINATED_EXIT, Terminated
+from panoptile.pipeline.redaction import redacted
 
 app = typer.Typer(
     name="panoptile",
@@ -61,7 +62,7 @@ def _usage_error(error: Exception) -> int:
         return int(Exit.INVALID)
     import traceback
 
-    traceback.print_exc()
+    print(redacted(traceback.format_exc()), file=sys.stderr, end="")
     Console().error(
         f"internal error: {type(error).__name__}: {error}. Please report it with the lines above."
     )

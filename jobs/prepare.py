@@ -21,7 +21,7 @@ from panoptile.pipeline import layout
 from panoptile.pipeline.any_plan import AnyPlan
 from panoptile.pipeline.gdal_env import ALLOWED_DRIVERS
 from panoptile.pipeline.ground_area import pixel_area_m2
-from panoptile.pipeline.inputs import InputError
+from panoptile.pipeline.inputs import InputError, shown
 from panoptile.pipeline.mosaic import inspect_mosaic
 from panoptile.pipeline.plan import RasterPlan, fingerprint
 from panoptile.pipeline.raster_file import Limits
@@ -138,7 +138,7 @@ def _kept(out: str, job: str, plans: Sequence[AnyPlan]) -> tuple[list[AnyPlan], 
 
 def _notes(spec: JobSpec, plans: Sequence[AnyPlan], skipped: Sequence[SkippedInput]) -> list[str]:
     notes = [f"skipped: {s.message}" for s in skipped]
-    notes += [f"{plan.uri}: {note}" for plan in plans for note in plan.info.notes]
+    notes += [f"{shown(plan.uri)}: {note}" for plan in plans for note in plan.info.notes]
     rasters = [plan for plan in plans if isinstance(plan, RasterPlan)]
     if spec.overlap < 16 and rasters:
         notes.append(
@@ -146,7 +146,7 @@ def _notes(spec: JobSpec, plans: Sequence[AnyPlan], skipped: Sequence[SkippedInp
         )
     if spec.min_area > 0:
         notes += [
-            f"{plan.uri}: --min-area counts pixels here, because the raster has no CRS."
+            f"{shown(plan.uri)}: --min-area counts pixels here, because the raster has no CRS."
             for plan in rasters
             if pixel_area_m2(plan.info) is None
         ]

@@ -14,6 +14,7 @@ from panoptile.jobs.seam_report import seam_line
 from panoptile.jobs.segment import Summary
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline.finish import FinishedInput
+from panoptile.pipeline.inputs import shown
 from panoptile.pipeline.plan import RasterPlan
 from panoptile.pipeline.video_plan import VideoPlan
 
@@ -151,6 +152,7 @@ def _video_lines(plans: Sequence[VideoPlan]) -> list[str]:
 
 
 def _short_name(uri: str) -> str:
+    uri = shown(uri)
     return uri if len(uri) <= 44 else "…" + uri[-43:]
 
 
@@ -180,7 +182,7 @@ def summary_text(prepared: Prepared, summary: Summary) -> str:
         return f"done    {summary.out} holds the finished result of this very job; nothing was run"
     lines, out = [], near(summary.out)
     for f in summary.inputs:
-        lines += ["", near(f.plan.uri), _class_table(prepared.model.classes, f)]
+        lines += ["", shown(near(f.plan.uri)), _class_table(prepared.model.classes, f)]
         lines += [f"  {out}/{a.key}" for a in f.assets]
         if f.preview:
             lines.append(f"  {out}/{f.preview}")

@@ -41,6 +41,11 @@ def find_inputs(sources: Sequence[str]) -> list[str]:
             continue
         for path in _expand(source):
             found.setdefault(os.path.realpath(path), path)
+    for path in found.values():
+        if not path.isprintable() and not _is_text(path):
+            raise InputError(
+                f"{shown(path)} has a name that is not UTF-8, which tables cannot hold: rename the file."
+            )
     if not found:
         raise InputError("No input was named: give at least one raster, directory or glob.")
     return list(found.values())
@@ -132,6 +137,14 @@ def _expand_remote(source: str) -> list[str]:
             f"{shown(uri)} is neither an object nor a folder with rasters ({' '.join(RASTER_ENDINGS)}): check the name."
         )
     return inside
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_raster_name(name: str) -> bool:

@@ -36,7 +36,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
 def calm(files: WorldFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The published tree of the run from disk to disk."""
     out = tmp_path_factory.mktemp("calm") / "out"
-    run(files, out, **TILING)  # type: ignore[arg-type]
+    run(files, out, tile=128, overlap=32)
     return published(out)
 
 
