@@ -14,8 +14,9 @@ from panoptile.jobs.spec import LINK_OPTIONS
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
     app.command(
+        "relink",
         epilog="Exit codes as of segment; 2 where units are missing or the job has no video, 5 beside a live run. "
-        " Example: panoptile relink out/ --max-age 3"
+        "Example: panoptile relink out/ --max-age 3",
     )(with_recorded_job(relink, only=LINK_OPTIONS))
 
 
