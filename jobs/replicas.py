@@ -10,7 +10,7 @@ from panoptile.jobs import interrupt
 from panoptile.jobs.exits import Exit, JobError, invalid
 from panoptile.jobs.prepare import Prepared
 from panoptile.pipeline.pool import LocalPool, Pool
-from panoptile.pipeline.process_pool import ProcessPool
+from panoptile.pipeline.process_pool import ProcessPool, visible_gpus
 from panoptile.pipeline.remote_uri import needs_one_process
 from panoptile.pipeline.worker import WorkerSpec
 
@@ -26,7 +26,9 @@ def make_pool(prepared: Prepared, units: int) -> tuple[Pool, Callable[[], None]]
             raise invalid(f"{spec.out} is seen by this process alone: write to it with --local.")
         return LocalPool(worker, min(worker_count(prepared, 0), units)), lambda: None
     if spec.local:
-        return ProcessPool(worker, min(worker_count(prepared, 0), units)), lambda: None
+        gpus = visible_gpus()
+        count = min(worker_count(prepared, len(gpus)), units)
+        return ProcessPool(worker, count, gpus=gpus, start_timeout=spec.start_timeout), lambda: None
     import ray
 
     from panoptile.pipeline.ray_connection import connect_ray

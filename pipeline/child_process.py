@@ -35,7 +35,7 @@ class ChildProcess:
     def __init__(self, name: str, folder: Path, gpu: str | None) -> None:
         self.name = name
         self.connection: Connection | None = None
-        self._gpu = gpu
+        self.gpu = gpu
         """CUDA_VISIBLE_DEVICES; None: as it is here."""
         self._errors = folder / f"{name}.stderr"
         self._process: subprocess.Popen[bytes] | None = None
@@ -48,8 +48,8 @@ class ChildProcess:
         """Start the process; it makes its server from the picklable call, and says when it is ready."""
         env = os.environ | {name: str(threads) for name in THREAD_VARIABLES}
         env["OMP_WAIT_POLICY"] = "PASSIVE"
-        if self._gpu is not None:
-            env["CUDA_VISIBLE_DEVICES"] = self._gpu
+        if self.gpu is not None:
+            env["CUDA_VISIBLE_DEVICES"] = self.gpu
         ours, theirs = socket.socketpair()
         argv = [str(theirs.fileno()), str(os.getpid()), json.dumps(sys.path)]
         with theirs, self._errors.open("ab") as errors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import tempfile
 import time
 from multiprocessing.connection import Connection, wait
@@ -16,6 +17,15 @@ from panoptile.pipeline.worker import Worker, WorkerSpec
 
 START_ATTEMPTS = 3
 """Starts in a row that a worker may fail before it is left out."""
+
+
+def visible_gpus(devices: Path = Path("/dev")) -> tuple[str, ...]:
+    """Ids of the GPUs that this process may use, without loading CUDA: of the environment, else of the driver."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return tuple(part.strip() for part in named.split(",") if part.strip() not in ("", "-1"))
+    found = (p.name.removeprefix("nvidia") for p in devices.glob("nvidia[0-9]*"))
+    return tuple(str(n) for n in sorted(int(n) for n in found if n.isdigit()))
 
 
 class _Process(Seat):

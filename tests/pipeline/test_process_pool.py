@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -19,9 +20,10 @@ from tests.pipeline.planned import TILE, commit_of, finish, plan_tiles
 from tests.pipeline.trigger_replica import ABORT, BREAK, CLASSES, HANG, RAISE, TriggerFactory
 
 from panoptile.pipeline.attempt import Attempt
+from panoptile.pipeline.child_process import ChildProcess
 from panoptile.pipeline.driver import Listener, run_units
 from panoptile.pipeline.pool import Outcome, PoolError
-from panoptile.pipeline.process_pool import ProcessPool
+from panoptile.pipeline.process_pool import ProcessPool, visible_gpus
 from panoptile.pipeline.raster_info import NODATA_ID
 from panoptile.pipeline.recovery import Policy
 from panoptile.pipeline.run_result import RunResult
@@ -170,6 +172,23 @@ def test_a_worker_of_an_echo_imports_no_torch(tmp_path: Path) -> None:
         assert "_raylet" not in libraries
     finally:
         pool.close()
+
+
+def test_each_process_gets_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's list counts where there is one (empty hides all), else the driver's device files."""
+    for name in ("nvidia0", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus(tmp_path) == ("0", "2", "10")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-aa")
+    assert visible_gpus(tmp_path) == ("3", "GPU-aa")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus(tmp_path) == ()
+    pool = ProcessPool(spec(LocalStore(tmp_path / "out")), 3, gpus=("3", "5"))
+    with mock.patch.object(ChildProcess, "launch"), mock.patch.object(ProcessPool, "size", return_value=3):
+        pool.start()
+    assert [seat.child.gpu for seat in pool._seats] == ["3", "5", "3"]
+    pool.close()
 
 
 def test_stop_ends_a_run_within_the_draining_time(tmp_path: Path) -> None:
