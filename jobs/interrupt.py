@@ -72,6 +72,12 @@ def stop() -> BaseException:
     return Terminated() if _state.number == signal.SIGTERM else KeyboardInterrupt()
 
 
+def request() -> None:
+    """Ask this process for an orderly end, as SIGTERM would; nothing where the signals are not ours."""
+    if _state.is_installed and not _state.asked.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def remember(out: str) -> None:
     """Have :func:`resume_line` name this output folder."""
     _state.out = out

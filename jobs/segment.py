@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from panoptile.jobs import interrupt
+from panoptile.jobs.cancellation import is_cancelled
 from panoptile.jobs.console import Console
 from panoptile.jobs.deadletter import dead_letter, rows_of_run
+from panoptile.jobs.event_log import EventLog
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.follow import Followed, LeaseLost, take_lease
+from panoptile.jobs.incremental import grow_job
 from panoptile.jobs.input_content import ContentHashes
 from panoptile.jobs.interrupt import TERMINATED_EXIT, Terminated
 from panoptile.jobs.job_status import write_totals
@@ -201,7 +204,9 @@ class _Run:
         self._store, self._prepared, self._console = store, prepared, console
         self._lease, self._allowed, self._retry = lease, allowed_failures, retry_quarantined
         self._log = RunLog(store, f"{lease.epoch:08d}-{lease.token[:8]}")
-        lease.each_beat(self._log.save)
+        self._events = EventLog(store, self._log.run)
+        for call in (self._log.save, self._events.flush_now_and_then, self._heed_cancel):
+            lease.each_beat(call)
 
     def to_its_end(self) -> Summary:
         """Run; whatever happens, say in the store how it ended."""
@@ -229,14 +234,21 @@ class _Run:
     def _end(self, code: int, message: str) -> None:
         """Record the end; that it cannot be recorded (a full disk) must not hide how the run itself ended."""
         self._log.exit = code
-        for record in (self._log.save, lambda: self._lease.release(code, message)):
+        self._events.add("end", exit=code, message=message)
+        for record in (self._log.save, self._events.flush, lambda: self._lease.release(code, message)):
             try:
                 record()
             except OSError as e:
                 self._console.say(f"note    the end of this run could not be recorded: {e}")
 
+    def _heed_cancel(self) -> None:
+        if is_cancelled(self._store, self._lease.epoch):
+            interrupt.request()
+
     def _work(self) -> Summary:
         store, prepared = self._store, self._prepared
+        if prepared.spec.incremental:
+            grow_job(store, prepared.uris)
         todo = open_units(store, prepared.plans, retry_quarantined=self._retry)
         write_totals(store, units=prepared.units, items=prepared.tiles)
         if not todo:
@@ -247,10 +259,16 @@ class _Run:
             self._console.say(
                 f"resume  {prepared.units - len(todo)} of {prepared.units} units are done already"
             )
+        self._events.add("start", units=len(todo), of=prepared.units, inputs=len(prepared.plans))
         store.delete(layout.SUCCESS)
         result, rss = self._segment(todo)
         inputs = self._publish()
-        return self._conclude(inputs, result, rss)
+        summary = self._conclude(inputs, result, rss)
+        if prepared.spec.incremental:
+            from panoptile.jobs.stac import write_catalog
+
+            write_catalog(prepared.spec.out)
+        return summary
 
     # --- segment ---
 
@@ -263,7 +281,14 @@ class _Run:
         try:
             self._log.segmenting(True)
             return _run_units(
-                self._store, self._prepared, todo, self._allowed, self._log, self._hold, self._console
+                self._store,
+                self._prepared,
+                todo,
+                self._allowed,
+                self._log,
+                self._hold,
+                self._console,
+                self._events,
             )
         finally:
             self._log.segmenting(False)
@@ -285,6 +310,7 @@ class _Run:
             finished = known.get(plan.key)
             if finished is None:
                 self._console.say(f"publish {plan.info.stem}")
+                self._events.add("publish", input=plan.uri)
                 finished = _finish(store, prepared, plan)
                 save_result(store, finished, prepared.result_name(plan))
             inputs.append(finished)
@@ -341,6 +367,7 @@ def _run_units(
     log: RunLog,
     hold: Callable[[], None],
     console: Console,
+    events: EventLog,
 ) -> tuple[RunResult, dict[str, int]]:
     """Run the open units on a pool; returns the result, and the peak RSS per worker process."""
     spec = prepared.spec
@@ -354,11 +381,20 @@ def _run_units(
 
     def on_done(report: UnitReport) -> None:
         log.add(report)
+        events.add(
+            "unit",
+            unit=report.unit.id,
+            worker=report.worker,
+            tiles=report.tiles,
+            segments=report.segments,
+            infer_seconds=round(report.infer_seconds, 3),
+        )
         progress.advance(report.tiles)
 
     def on_retry(unit: Unit, failure: Failure) -> None:
         log.retries += 1
         progress.fail()
+        events.add("retry", unit=unit.id, worker=failure.worker, stage=failure.stage, message=failure.message)
         console.say(f"retry   {unit.id}: {failure.message}")
 
     def on_turn() -> None:

@@ -64,12 +64,13 @@ def write_catalog(out: str) -> str:
         with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
             classes = ClassTable.from_file(store.local_copy(layout.CLASSES, Path(folder)))
         assets = _assets(store)
+        written = store.read_all(f"{FOLDER}/items")
         links, boxes, times = [], [], []
         for item in _items(store, job, classes, assets):
             name = f"items/{item.id}.json"
-            store.put_bytes(
-                f"{FOLDER}/{name}", _json(item.to_dict(include_self_link=False, transform_hrefs=False))
-            )
+            data = _json(item.to_dict(include_self_link=False, transform_hrefs=False))
+            if written.pop(f"{FOLDER}/{name}", None) != data:
+                store.put_bytes(f"{FOLDER}/{name}", data)
             links.append({"rel": "item", "href": f"./{name}", "type": "application/geo+json"})
             boxes += [item.bbox] if item.bbox else []
             times += [item.datetime] if item.datetime else []
@@ -82,6 +83,8 @@ def write_catalog(out: str) -> str:
         fields = collection.to_dict(include_self_link=False, transform_hrefs=False)
         fields["links"] = [{"rel": "root", "href": "./collection.json", "type": "application/json"}, *links]
         store.put_bytes(f"{FOLDER}/collection.json", _json(fields))
+        for stale in written:
+            store.delete(stale)
         return store.uri(f"{FOLDER}/collection.json")
 
 
