@@ -46,6 +46,7 @@ def job_metrics(
         "publish_seconds": sum(f.publish_seconds for f in inputs),
         "busy_share": {name: busy.share for name, busy in sorted(log.totals.busy.items())},
         "peak_rss_bytes": {"driver": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, **rss},
+        "batch": {"asked": prepared.spec.batch, "smallest": log.totals.smallest_batch},
         "tiles": prepared.tiles,
         "empty_tiles": sum(f.empty_tiles for f in inputs),
         "units": prepared.units,

@@ -74,7 +74,7 @@ class UnitReport:
     encode_seconds: float
     infer_started: float
     infer_ended: float
-    """Clock readings of one worker: comparable within that worker alone."""
+    """First and last forward pass, seconds since 1970: a worker that was lost may go on on another machine."""
     already_done: bool = False
     committed: bool = True
     """False after a probe, and where items failed that the attempt was not to tolerate."""

@@ -189,7 +189,10 @@ class LocalPool:
             if error is None:
                 outcomes.append(Outcome(attempt, future.result(), None))
             elif isinstance(error, Exception):
-                outcomes.append(Outcome(attempt, None, describe(error, seat.name)))
+                failure = describe(error, seat.name)
+                if failure.lost:  # the replica will not answer any more: the next attempts get a new one
+                    seat.worker = self._make(self._spec, seat.name)
+                outcomes.append(Outcome(attempt, None, failure))
             else:
                 raise error
         return outcomes

@@ -16,7 +16,7 @@ class Busy:
     infer_seconds: float = 0.0
     started: float = 0.0
     ended: float = 0.0
-    """First and last forward pass, on the worker's own clock."""
+    """First and last forward pass, seconds since 1970."""
 
     def add(self, report: UnitReport) -> None:
         if report.infer_seconds <= 0:
@@ -50,7 +50,7 @@ class Totals:
     smallest_batch: int = 0
     """Images per forward pass where memory was shortest; 0 where nothing ran."""
     busy: dict[str, Busy] = field(default_factory=dict)
-    """By worker; a worker that was restarted counts anew, as ``name#2``, because its clock is another one."""
+    """By worker; the time in which it was restarted counts as idle."""
 
     def add(self, report: UnitReport) -> None:
         self.units += 1

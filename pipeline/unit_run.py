@@ -174,8 +174,8 @@ class UnitRun:
         ended = time.perf_counter()
         reach("replica.after")
         self._infer_seconds += ended - started
-        self._infer_started = self._infer_started or started
-        self._infer_ended = ended
+        self._infer_ended = time.time()
+        self._infer_started = self._infer_started or self._infer_ended - (ended - started)
         if len(maps) != len(reads):
             return ValueError(f"The replica gave {len(maps)} maps for {len(reads)} images.")
         return maps

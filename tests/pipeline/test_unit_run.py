@@ -14,16 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.pipeline.planned import commit_of, plan_tiles
-from tests.pipeline.trigger_replica import RAISE, TriggerFactory, TriggerReplica
+from tests.pipeline.trigger_replica import BREAK, RAISE, TriggerFactory, TriggerReplica
 
 from panoptile.model.panoptic_map import PanopticMap
 from panoptile.pipeline.attempt import Attempt, UnitError
+from panoptile.pipeline.driver import run_units
 from panoptile.pipeline.grid import Tile
 from panoptile.pipeline.layout import commit_key, plan_key
 from panoptile.pipeline.open_inputs import KEPT, OpenInputs
 from panoptile.pipeline.plan import RasterPlan, Unit
+from panoptile.pipeline.pool import LocalPool
 from panoptile.pipeline.prefetch import Prefetch
 from panoptile.pipeline.raster_input import RasterItems
+from panoptile.pipeline.recovery import Policy
 from panoptile.pipeline.replica import Frame, TileBatch
 from panoptile.pipeline.store_local import LocalStore
 from panoptile.pipeline.unit_input import InputContext, ItemRead, PackedItem, open_input
@@ -269,6 +272,22 @@ def test_an_input_in_use_is_never_closed() -> None:
         assert sum(o.key == "k19" for o in opened) == 2  # opened anew after an error
     inputs.close()
     assert all(o.closed for o in opened)
+
+
+def test_a_broken_replica_is_replaced_even_in_a_thread(tmp_path: Path) -> None:
+    """Without processes, too: the tile that broke it is given up, the others get a new replica."""
+    store = LocalStore(tmp_path / "out")
+    plan = plan_tiles(tmp_path, store, 1, 5, {2: BREAK})
+    pool = LocalPool(WorkerSpec(str(store.root), TriggerFactory()), 1)
+    pool.start()
+    result = run_units(pool, store, plan.units(), Policy(max_failures=1, retry_seconds=0.01))
+    pool.close()
+    assert [(d.unit.first, d.stage) for d in result.dead_items] == [(2, "worker")]
+    assert "CUDA error" in result.dead_items[0].message
+    assert result.totals.units == 4
+    (busy,) = result.totals.busy.values()
+    assert 0 < busy.share <= 1
+    assert abs(busy.ended - time.time()) < 60
 
 
 def test_an_unknown_kind_of_input_is_refused() -> None:
