@@ -87,7 +87,7 @@ def _write(path: Path, bands: NDArray[np.generic]) -> None:
 @contextlib.contextmanager
 def threads() -> Iterator[None]:
     """Replicas of --local as threads of this process: they start at once, and a test can patch what they run."""
-    with mock.patch.object(replicas, "ProcessPool", LocalPool):
+    with mock.patch.object(replicas, "ProcessPool", lambda spec, count, **_: LocalPool(spec, count)):
         yield
 
 
