@@ -1,0 +1,175 @@
+"""``--incremental``: an OUT that grows night by night."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from tests.jobs.runs import WorldFiles, published, threads, write_world
+from tests.pipeline.worlds import make_world
+
+from panoptile.jobs.console import Console
+from panoptile.jobs.exits import JobError
+from panoptile.jobs.prepare import prepare
+from panoptile.jobs.resume import recorded_spec
+from panoptile.jobs.segment import Summary, run_job
+from panoptile.jobs.spec import JobSpec
+from panoptile.jobs.verify import verify
+from panoptile.pipeline.store import open_store
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
+    return write_world(make_world(seed=6, height=110, width=150), tmp_path_factory.mktemp("world"))
+
+
+class Nights:
+    """A folder of sheets and the job that runs over it every night."""
+
+    def __init__(self, files: WorldFiles, folder: Path) -> None:
+        self.files, self.sheets, self.out = files, folder / "sheets", folder / "out"
+        self.sheets.mkdir()
+
+    def add(self, *names: str) -> None:
+        for name in names:
+            shutil.copy(self.files.image, self.sheets / name)
+
+    def spec(self, **options: Any) -> JobSpec:
+        fields: dict[str, Any] = {
+            "incremental": True,
+            "tile": 64,
+            "overlap": 16,
+            "local": True,
+            "workers": 1,
+        } | options
+        return JobSpec(
+            (str(self.sheets),), str(self.out), model=self.files.model, labels=str(self.files.table), **fields
+        )
+
+    def run(self, **options: Any) -> Summary:
+        with threads():
+            return run_job(prepare(self.spec(**options)), Console(quiet=True))
+
+    def units_run(self) -> int:
+        return int(json.loads((self.out / "metrics.json").read_text())["units_run"])
+
+    def listed(self) -> set[str]:
+        rows = pq.read_table(self.out / "manifest.parquet").to_pylist()
+        return {Path(r["source_uri"]).name for r in rows}
+
+    def items(self) -> set[str]:
+        return {p.name.rsplit("-", 1)[0] for p in (self.out / "catalog" / "items").glob("*.json")}
+
+
+@pytest.fixture
+def nights(files: WorldFiles, tmp_path: Path) -> Nights:
+    return Nights(files, tmp_path)
+
+
+def test_a_night_does_only_what_is_new(nights: Nights) -> None:
+    """The third sheet alone is run; the files of the first two are the same bytes; the catalogue holds all three."""
+    nights.add("a.tif", "b.tif")
+    nights.run()
+    before = published(nights.out)
+    per_sheet = nights.units_run() // 2
+    nights.add("c.tif")
+    nights.run()
+    assert nights.units_run() == per_sheet
+    after = published(nights.out)
+    kept = {k: v for k, v in before.items() if k.startswith(("rasters", "segments"))}
+    assert kept.items() <= after.items()
+    assert nights.listed() == {"a.tif", "b.tif", "c.tif"}
+    assert nights.items() == {"a", "b", "c"}
+    assert int(verify(open_store(nights.out)).exit) == 0
+
+
+def test_a_quiet_night_runs_nothing(nights: Nights) -> None:
+    """Nothing new: no replica, the same tree."""
+    nights.add("a.tif")
+    nights.run()
+    before = published(nights.out)
+    assert nights.run().already_done
+    assert published(nights.out) == before
+
+
+def test_an_archived_sheet_keeps_its_result(nights: Nights) -> None:
+    """A source that is gone stays published, verified and in the catalogue."""
+    nights.add("a.tif", "b.tif")
+    nights.run()
+    (nights.sheets / "a.tif").unlink()
+    nights.add("c.tif")
+    nights.run()
+    assert nights.listed() == {"a.tif", "b.tif", "c.tif"}
+    assert nights.items() == {"a", "b", "c"}
+    assert int(verify(open_store(nights.out)).exit) == 0
+
+
+def test_a_changed_sheet_is_done_again(nights: Nights) -> None:
+    """Other bytes under the same name: its units alone are run."""
+    nights.add("a.tif", "b.tif")
+    nights.run()
+    per_sheet = nights.units_run() // 2
+    with (nights.sheets / "b.tif").open("ab") as f:
+        f.write(b"\0" * 64)
+    nights.run()
+    assert nights.units_run() == per_sheet
+
+
+def test_a_touched_sheet_is_not(nights: Nights) -> None:
+    """The same bytes with another time: nothing is run."""
+    nights.add("a.tif", "b.tif")
+    nights.run()
+    os.utime(nights.sheets / "b.tif", ns=(1, 1))
+    assert nights.run().already_done
+
+
+def test_without_the_option_other_sources_are_refused(nights: Nights) -> None:
+    """Exit 5, and the option is named."""
+    nights.add("a.tif")
+    nights.run(incremental=False)
+    nights.add("b.tif")
+    with pytest.raises(JobError, match="--incremental") as e:
+        prepare(nights.spec(incremental=False))
+    assert int(e.value.code) == 5
+
+
+def test_resume_looks_at_what_the_sources_name_now(nights: Nights) -> None:
+    """resume OUT of a growing job takes in what has come since."""
+    nights.add("a.tif")
+    nights.run()
+    nights.add("b.tif")
+    spec = recorded_spec(open_store(nights.out), {})
+    assert spec.incremental
+    prepared = prepare(spec)
+    assert {Path(p.uri).name for p in prepared.plans} == {"a.tif", "b.tif"}
+
+
+def test_an_unfinished_input_that_is_gone_is_left_out(nights: Nights) -> None:
+    """What was never published and is gone now cannot be done: a note says so, and the rest goes on."""
+    nights.add("a.tif", "b.tif")
+    nights.run()
+    key = next(p for p in (nights.out / "_state" / "results").iterdir() if p.name.startswith("a-"))
+    key.unlink()
+    (nights.sheets / "a.tif").unlink()
+    prepared = prepare(nights.spec())
+    assert [Path(p.uri).name for p in prepared.plans] == ["b.tif"]
+    assert any("left out" in note for note in prepared.notes)
+
+
+def test_another_model_is_another_job(nights: Nights) -> None:
+    """Growing is not a way around the fingerprint: exit 5."""
+    nights.add("a.tif")
+    nights.run()
+    with pytest.raises(JobError, match="overlap"):
+        prepare(nights.spec(overlap=24))
+
+
+def test_a_mosaic_does_not_grow(nights: Nights) -> None:
+    """A new sheet would change the whole."""
+    with pytest.raises(ValueError, match="--mosaic"):
+        nights.spec(mosaic=True)
