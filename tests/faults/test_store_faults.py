@@ -53,9 +53,9 @@ def _fsspec_conf() -> dict[str, object]:
 @pytest.mark.parametrize(
     "faults",
     [
-        Faults(unavailable=0.4),
-        Faults(reset=0.4),
-        Faults(silence=0.1),
+        pytest.param(Faults(unavailable=0.4), marks=pytest.mark.slow),
+        pytest.param(Faults(reset=0.4), marks=pytest.mark.slow),
+        pytest.param(Faults(silence=0.1), marks=pytest.mark.slow),
         Faults(torn=0.4),
         Faults(short=0.4),
         Faults(lost=0.4),
@@ -103,11 +103,11 @@ def test_lost_answers_of_commits_are_no_conflicts(proxied: Proxied) -> None:
 def test_a_store_that_only_fails_ends_in_a_sentence(proxied: Proxied) -> None:
     """Tries are bounded, and the error names the object, the reason and what to do."""
     proxy, root = proxied(Faults(unavailable=1.0))
-    store = ObjectStore(root, Backoff(attempts=3, first=0.01))
-    with pytest.raises(StoreUnreachable, match=r"Cannot write s3://.*job\.json.*3 tries.*same command") as e:
+    store = ObjectStore(root, Backoff(attempts=2, first=0.01))
+    with pytest.raises(StoreUnreachable, match=r"Cannot write s3://.*job\.json.*2 tries.*same command") as e:
         store.put_bytes("job.json", b"{}")
     assert "\n" not in str(e.value)
-    assert 3 <= proxy.requests <= 40
+    assert 2 <= proxy.requests <= 30
 
 
 @pytest.fixture

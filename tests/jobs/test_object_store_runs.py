@@ -181,6 +181,23 @@ def test_an_unreachable_input_ends_with_exit_6(files: WorldFiles, s3_root: str, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+def test_a_store_that_ignores_put_if_absent_still_gets_the_right_bytes(
+    files: WorldFiles, calm: dict[str, str], s3_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commits are elected, the user is told in one sentence, and the published tree is the same."""
+    if s3_server.port is None:
+        pytest.skip("PANOPTILE_TEST_S3 names a real store, before which no proxy can stand")
+    with FaultProxy(s3_server.port, Faults(), drop_headers=("if-none-match",)) as proxy:
+        root = reach(s3_server, monkeypatch, proxy.port)
+        ended = panoptile(files, str(files.image), root, "--local")
+        assert ended.returncode == 0, ended.stderr
+        assert sum("ignores put-if-absent" in line for line in ended.stderr.splitlines()) == 1
+        assert proxy.counts["dropped if-none-match"] >= 1
+        assert tree(root) == calm
+        assert not [s.key for s in open_store(root).walk("_state/attempts")]
+
+
 # --- faults --------------------------------------------------------------------------------------------
 
 
