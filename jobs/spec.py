@@ -92,7 +92,7 @@ class JobSpec:
     # How segments of frames become tracks: it needs no network, so it is part of the result's name, not of the job's.
     link: LinkMethod = "panoptile"
     max_age: float = 1.0
-    match_threshold: float = 0.7
+    match_threshold: float = 1.0
     iou_weight: float = 0.5
     class_weight: float = 0.3
     min_cosine: float = 0.5

@@ -49,14 +49,16 @@ def overlap_iou(
 def pair_costs(pairs: Candidates, options: LinkOptions) -> NDArray[np.float64]:
     """(T, N) costs; infinite where a pair may not be joined.
 
-    (1 - cosine) + ``iou_weight`` (1 - IoU) + ``class_weight`` [other class]. A term that is unknown costs nothing,
-    but where there is no embedding, overlap alone decides: (1 - IoU) takes the place of (1 - cosine).
+    (1 - cosine) + ``iou_weight`` (1 - IoU) + ``class_weight`` [other class]. A track that was not seen in the frame
+    before has IoU 0 with everything: were it free of that term, the stray half of an object that was once cut in two
+    would take the object over from the track that has it. Where there is no embedding, overlap alone decides:
+    (1 - IoU) takes the place of (1 - cosine).
     """
-    unknown, hidden = np.isnan(pairs.cosine), np.isnan(pairs.iou)
+    unknown = np.isnan(pairs.cosine)
     cosine = np.where(unknown, -1.0, pairs.cosine)
-    iou = np.where(hidden, 0.0, pairs.iou)
-    by_overlap = np.where(hidden, 0.0, options.iou_weight * (1 - iou))
-    cost = np.where(unknown, 1 - iou, 1 - cosine + by_overlap) + options.class_weight * ~pairs.same_class
+    iou = np.nan_to_num(pairs.iou)
+    by_look = 1 - cosine + options.iou_weight * (1 - iou)
+    cost = np.where(unknown, 1 - iou, by_look) + options.class_weight * ~pairs.same_class
     barred = (cosine < options.min_cosine) & (iou < options.min_iou)
     return np.where(barred, np.inf, np.round(cost, _DECIMALS))
 

@@ -19,10 +19,10 @@ class LinkOptions:
     method: LinkMethod = "panoptile"
     max_age: float = 1.0
     """Seconds that a track may stay unseen and keep its id."""
-    match_threshold: float = 0.7
+    match_threshold: float = 1.0
     """Cost from which a segment starts a track of its own rather than going on with one."""
     iou_weight: float = 0.5
-    """Weight of 1 - IoU with the track's mask of the frame before, where it was seen there."""
+    """Weight of 1 - IoU with the track's mask of the frame before; 0 is the IoU of one that was not seen there."""
     class_weight: float = 0.3
     """Cost of another class."""
     min_cosine: float = 0.5

@@ -97,9 +97,9 @@ def test_empty_frames_forget_nothing() -> None:
 
 
 def test_a_pair_costs_less_than_the_threshold_or_is_not_joined() -> None:
-    """With cosine alone the cost is 1 - cosine: 0.29 off is joined, 0.71 off starts a track."""
+    """Without overlap the cost is 1 - cosine + 0.5: at a threshold of 1.2, 0.69 off is joined, 0.71 off is not."""
     for cosine, same in ((0.71, True), (0.31, True), (0.29, False)):
-        options = LinkOptions(min_cosine=0.0, match_threshold=0.7)
+        options = LinkOptions(min_cosine=0.0, match_threshold=1.2)
         ids = linked(TrackLinker(THINGS, options), frame(0.0, [AXES[0]]), frame(0.1, [near(0, cosine)]))
         assert (ids[0] == ids[1]) is same
 
@@ -186,6 +186,19 @@ def test_after_a_missing_frame_overlaps_do_not_count() -> None:
     assert linker.link(frame(0.1, [near(0, 0.9), AXES[3]])).tolist() == [1, 2]
 
 
+def test_a_stray_half_does_not_take_the_object_over() -> None:
+    """An object that was cut in two for one frame keeps the id that it had, though the other half, which has another
+    track now and looks the same, was not seen since."""
+    frames = [
+        frame(0.0, [AXES[0]]),
+        frame(0.1, [AXES[0], AXES[0]], overlap=[[60, 40]]),
+        frame(0.2, [AXES[0]], overlap=[[60], [40]]),
+        frame(0.3, [AXES[0]], overlap=[[70]]),
+        frame(0.4, [AXES[0]], overlap=[[70]]),
+    ]
+    assert linked(TrackLinker(THINGS), *frames) == [[1], [1, 2], [1], [1], [1]]
+
+
 @given(
     tracks=st.integers(0, 4), segments=st.integers(0, 4), seed=st.integers(0, 9999), barred=st.floats(0, 1)
 )
@@ -213,11 +226,11 @@ def test_the_assignment_is_the_cheapest(tracks: int, segments: int, seed: int, b
 
 
 def test_costs_are_those_of_the_formula() -> None:
-    """(1 - cosine) + 0.5 (1 - IoU) + 0.3 [other class]; without overlap that term is nothing."""
+    """(1 - cosine) + 0.5 (1 - IoU) + 0.3 [other class]; a track that was not seen before has IoU 0."""
     pairs = Candidates(
         cosine=np.array([[0.9, 0.6]]), iou=np.array([[0.5, np.nan]]), same_class=np.array([[True, False]])
     )
-    np.testing.assert_allclose(pair_costs(pairs, LinkOptions()), [[0.1 + 0.25, 0.4 + 0.3]])
+    np.testing.assert_allclose(pair_costs(pairs, LinkOptions()), [[0.1 + 0.25, 0.4 + 0.5 + 0.3]])
 
 
 @given(seed=st.integers(0, 1000), frames=st.integers(1, 6), queries=st.integers(2, 9))
