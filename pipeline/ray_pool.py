@@ -27,6 +27,7 @@ from panoptile.pipeline.pool import (
     seats_with_room,
     total_room,
 )
+from panoptile.pipeline.ray_metrics import DriverMetrics, WorkerMetrics
 from panoptile.pipeline.replica import ReplicaBroken
 from panoptile.pipeline.worker import THREAD_VARIABLES, Worker, WorkerSpec
 
@@ -40,15 +41,18 @@ class _WorkerActor:
 
     def __init__(self, spec: WorkerSpec, name: str) -> None:
         self._worker = Worker(spec, name)
+        self._metrics = WorkerMetrics(name)
 
     def ready(self) -> bool:
         return True
 
     def run(self, attempt: Attempt) -> UnitReport:
         try:
-            return self._worker.run(attempt)
+            report = self._worker.run(attempt)
         except ReplicaBroken:
             os._exit(1)  # Ray starts the process again; the driver sees a lost worker
+        self._metrics.add(report)
+        return report
 
     def peak_rss_bytes(self) -> int:
         import resource
@@ -86,6 +90,7 @@ class RayPool:
         self._spec, self._count, self._gpus, self._start_timeout = spec, count, gpus, start_timeout
         self._accelerator_type = accelerator_type
         self._actors: list[_Actor] = []
+        self._metrics = DriverMetrics()
 
     def start(self) -> None:
         actor_class: Any = ray.remote(_WorkerActor).options(
@@ -120,6 +125,7 @@ class RayPool:
     def submit(self, attempt: Attempt, *, spare: bool = False) -> None:
         seat = seats_with_room(self._ready(), alone=attempt.alone, spare=spare)[0]
         seat.running[seat.handle.run.remote(attempt)] = (attempt, time.monotonic())
+        self._metrics.submitted(attempt)
 
     def wait(self, timeout: float) -> list[Outcome]:
         refs = [ref for a in self._actors for ref in a.running]
@@ -129,7 +135,10 @@ class RayPool:
         done, _ = ray.wait(refs, num_returns=1, timeout=timeout)
         if done:  # whatever else has arrived meanwhile
             done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        return [self._outcome(ref) for ref in done]
+        outcomes = [self._outcome(ref) for ref in done]
+        for outcome in outcomes:
+            self._metrics.ended(outcome)
+        return outcomes
 
     def kill_overdue(self) -> list[Attempt]:
         late = []
