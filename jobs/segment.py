@@ -56,7 +56,7 @@ from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.pool import Failure, PoolError
 from panoptile.pipeline.recovery import Policy
 from panoptile.pipeline.run_result import RunResult
-from panoptile.pipeline.store import Store, StoreUnreachable, open_store
+from panoptile.pipeline.store import Store, StoreUnreachable, open_store, probe_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,8 @@ def run_job(
     interrupt.remember(store.root)
     model = (prepared.model.description, prepared.model.sha256)
     with store_errors(spec.out):
+        if note := probe_store(store).note:
+            console.say(f"note    {note}")
         write_job(store, spec, prepared.fingerprint, model, prepared.uris)
         if not relink:
             _refuse_other_links(store, prepared)
