@@ -153,7 +153,7 @@ def _named_classes(
         for path in _label_paths(source.labels):
             names |= {v for v in read_polygon_file(path, class_column=source.class_column).classes or () if v}
         return [(name, True) for name in sorted(names - set(spec.ignore))]
-    return [(DEFAULT_CLASS, True)]
+    return [(source.class_name or DEFAULT_CLASS, True)]
 
 
 # --- sources -----------------------------------------------------------------------------------------------------
@@ -183,9 +183,10 @@ def _load_rasters(
     for info in infos:
         ids = _partner(source.labels, info, len(infos))
         values = _partner(source.label_classes, info, len(infos))
-        labels = RasterLabels(
-            ids, values, {i + 1: i for i in range(len(classes))}, things, source.unlabelled, info
-        )
+        meaning = {i + 1: i for i in range(len(classes))}
+        if values is None:
+            meaning = {1: _only_class(source, classes)}
+        labels = RasterLabels(ids, values, meaning, things, source.unlabelled, info)
         for path in (ids, values):
             if path is not None:
                 check_label_raster(path, info)
@@ -212,7 +213,7 @@ def _load_polygons(
         {c.name: i for i, c in enumerate(classes)},
         frozenset(i for i, c in enumerate(classes) if c.thing),
         frozenset(spec.ignore),
-        classes[0].name,
+        classes[_only_class(source, classes)].name,
     )
     for path in _label_paths(source.labels):
         file = read_polygon_file(path, class_column=source.class_column)
@@ -227,6 +228,14 @@ def _load_polygons(
             if len(labels.polygons):
                 loaded.parts.append(_raster_part(info, labels, source))
         loaded.report.include(checks.finish())
+
+
+def _only_class(source: SourceSpec, classes: tuple[ClassSpec, ...]) -> int:
+    """The label id of objects whose class no column and no raster tells."""
+    names = [c.name for c in classes]
+    if source.class_name is not None and source.class_name not in names:
+        raise InputError(f"class_name {source.class_name!r} is not among the classes ({', '.join(names)}).")
+    return 0 if source.class_name is None else names.index(source.class_name)
 
 
 def _raster_part(info: RasterInfo, labels: Any, source: SourceSpec) -> _Part:

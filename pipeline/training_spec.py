@@ -53,7 +53,9 @@ class SourceSpec(_Strict):
     masks: str | None = None
     """Folder of the label images of a panoptic file; default: the file's name without its ending."""
     class_column: str | None = None
-    """Column of the polygons' class; without it all are of the first class."""
+    """Column of the polygons' class."""
+    class_name: str | None = None
+    """The class of all objects, where no column and no class raster tells it; default: the first class."""
     unlabelled: Literal["background", "ignore"] = "background"
     """What a pixel without label is."""
     weight: float = pydantic.Field(default=1.0, gt=0)
@@ -63,6 +65,8 @@ class SourceSpec(_Strict):
     def _one_form(self) -> Self:
         if self.coco is None and self.labels is None and self.label_classes is None:
             raise ValueError("a source needs labels, label_classes or coco")
+        if self.class_name and (self.coco or self.class_column or self.label_classes):
+            raise ValueError("class_name is for labels that do not tell their class")
         if self.coco is not None and (self.labels or self.label_classes or self.class_column):
             raise ValueError("a COCO source takes images and masks, no other labels")
         if self.coco is None and self.masks is not None:

@@ -65,6 +65,10 @@ LabelClasses = Annotated[
     typer.Option(metavar="FILE|DIR", help="Raster of class values, 1…N; 0 is unlabelled, nodata is ignored."),
 ]
 ClassColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column with the polygons' class.")]
+ClassName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The class of all objects, where no column or class raster tells it."),
+]
 ClassTableFile = Annotated[
     str | None,
     typer.Option("--classes", metavar="FILE", help='Class table, JSON: [{"name": …, "is_thing": …}, …].'),
@@ -164,6 +168,7 @@ def train(
     labels: Labels = None,
     label_classes: LabelClasses = None,
     class_column: ClassColumn = None,
+    class_name: ClassName = None,
     classes: ClassTableFile = None,
     stuff: Stuff = None,
     ignore: Ignore = None,
@@ -221,6 +226,7 @@ def train(
         labels=labels,
         label_classes=label_classes,
         class_column=class_column,
+        class_name=class_name,
         classes=classes,
         stuff=opt.names("--stuff", stuff),
         ignore=opt.names("--ignore", ignore),
@@ -288,7 +294,7 @@ def data_spec(data: str, *, val_area: str | None, val_fraction: float | None, **
 
 
 def _source_fields(data: str, given: dict[str, Any]) -> dict[str, Any]:
-    names = ("labels", "label_classes", "class_column", "masks", "images")
+    names = ("labels", "label_classes", "class_column", "class_name", "masks", "images")
     fields = {name: given[name] for name in names if given[name] is not None}
     fields["unlabelled"] = given["unlabelled"]
     if data.endswith(".json") and "labels" not in fields and "label_classes" not in fields:

@@ -169,7 +169,7 @@ def test_one_image_is_learnt_by_heart(tmp_path: Path, base: Path) -> None:
     scene = world(5, height=128, width=128)
     file = write_coco(tmp_path / "coco", [scene], panoptic=True)
     recipe = recipe_file(
-        tmp_path, size=128, batch=1, steps=700, validate_every=100, save_every=700, colour=0.0, flip=False,
+        tmp_path, size=128, batch=1, steps=300, validate_every=100, save_every=300, colour=0.0, flip=False,
         scale_range=[1.0, 1.0], ema_decay=0.95, points=1024,
     )  # fmt: skip
     started = time.process_time()  # one thread: other programs on the machine do not count

@@ -120,6 +120,29 @@ def test_label_rasters_find_their_images_by_name(tmp_path: Path) -> None:
         opened(source)
 
 
+def test_objects_without_a_class_get_the_one_that_is_named(tmp_path: Path) -> None:
+    """Polygons without a column and a raster of ids alone are of ``class_name``, a thing; of a table, of that class."""
+    scene = world(0)
+    write_raster(tmp_path / "image.tif", scene.image)
+    write_raster(tmp_path / "ids.tif", scene.ids.astype(np.uint32))
+    things = [(kind, shape) for kind, shape in outlines(scene) if kind in NAMES[:2]]
+    write_geoparquet(tmp_path / "labels.parquet", list(things))
+    table = ({"name": "tree"}, {"name": "roof"})
+    for labels in ("ids.tif", "labels.parquet"):
+        source = {
+            "images": str(tmp_path / "image.tif"),
+            "labels": str(tmp_path / labels),
+            "class_name": "roof",
+        }
+        data = opened(source)
+        assert [(c.name, c.is_thing) for c in data.classes] == [("roof", True)]
+        part = opened(source, classes=table).sources[0].crop(0, 0, 64, 64)
+        assert (part.labels[scene.ids > 0] == 1).all()
+        assert len(np.unique(part.ids)) == 5
+        with pytest.raises(InputError, match="'roof' is not among the classes"):
+            opened(source, classes=({"name": "tree"},))
+
+
 def test_data_files_are_strict(tmp_path: Path) -> None:
     """Unknown keys, two forms at once, tags and aliases are refused with their place."""
     path = tmp_path / "data.yaml"
