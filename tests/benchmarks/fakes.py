@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,6 +66,30 @@ class FakeReplica:
         label_ids = np.zeros(count, np.int32)
         label_ids[0] = 1
         return PanopticMap(labels, label_ids, np.ones(count, np.float32), count)
+
+
+@dataclass(frozen=True)
+class TimedFactory:
+    """A sleeping replica that notes when each forward pass began and ended, on the machine's one clock."""
+
+    seconds_per_tile: float
+    folder: str
+
+    def __call__(self) -> TimedReplica:
+        return TimedReplica(self)
+
+
+class TimedReplica(FakeReplica):
+    def __init__(self, factory: TimedFactory) -> None:
+        super().__init__(FakeFactory(factory.seconds_per_tile))
+        self._notes = Path(factory.folder) / f"{os.getpid()}.txt"
+
+    def segment(self, batch: TileBatch) -> Sequence[PanopticMap]:
+        began = time.monotonic()
+        maps = super().segment(batch)
+        with self._notes.open("a") as notes:
+            notes.write(f"{began} {time.monotonic()} {len(batch.tiles)}\n")
+        return maps
 
 
 def synthetic_raster(path: Path, height: int, width: int) -> Path:
