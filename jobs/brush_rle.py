@@ -28,10 +28,9 @@ def brush_rle(starts: NDArray[np.int64], lengths: NDArray[np.int64], pixels: int
     run_lengths, run_values = _split(sizes[used] * CHANNELS, values[used])
     codes, bits = _codes(run_lengths, run_values)
     head = (pixels * CHANNELS, 32), (VALUE_BITS - 1, 5), *((b - 1, 4) for b in COUNTER_BITS)
-    packed = np.concatenate(
-        [_bits(np.array([v]), np.array([n])) for v, n in head] + [_bits(codes, bits)]
-    )  # the order of writing
-    return np.packbits(packed).tolist()  # type: ignore[no-any-return]
+    stream = [*(_bits(np.array([v]), np.array([n])) for v, n in head), _bits(codes, bits)]
+    packed: list[int] = np.packbits(np.concatenate(stream)).tolist()
+    return packed
 
 
 def _split(
@@ -58,4 +57,5 @@ def _bits(codes: NDArray[np.int64], bits: NDArray[np.int64]) -> NDArray[np.uint8
     """The lowest ``bits`` bits of each code, the highest first, one after another."""
     shifts = bits[:, None] - 1 - np.arange(int(bits.max()))
     every = codes[:, None] >> np.maximum(shifts, 0) & 1
-    return every[shifts >= 0].astype(np.uint8)
+    used: NDArray[np.uint8] = every[shifts >= 0].astype(np.uint8)
+    return used

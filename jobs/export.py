@@ -14,6 +14,7 @@ from panoptile.jobs.export_fiftyone import FiftyOneWriter
 from panoptile.jobs.export_images import OpenWriter, Say, export_images
 from panoptile.jobs.export_labelstudio import LabelStudioWriter
 from panoptile.jobs.export_vector import VECTOR_FORMATS, export_vector
+from panoptile.jobs.export_videos import VIDEO_FORMATS, export_videos
 from panoptile.jobs.state import store_errors
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
@@ -26,7 +27,7 @@ IMAGE_FORMATS: dict[str, OpenWriter] = {
     "cvat": CvatWriter,
     "labelstudio": LabelStudioWriter,
 }
-FORMATS = ("stac", *VECTOR_FORMATS, *IMAGE_FORMATS)
+FORMATS = ("stac", *VECTOR_FORMATS, *IMAGE_FORMATS, *VIDEO_FORMATS)
 
 
 def export_to(
@@ -71,6 +72,8 @@ def export_to(
         target = Path(output).expanduser()
         if to in IMAGE_FORMATS:
             return export_images(out, IMAGE_FORMATS[to], target, classes, tile, say)
+        if to in VIDEO_FORMATS:
+            return export_videos(out, to, target, classes, say)
         return export_vector(store, to, target, classes)
 
 

@@ -19,7 +19,10 @@ from PIL import Image
 from panoptile.jobs.export_coco import InstancesDocument
 from panoptile.jobs.export_images import ImageDataset, TiledImage
 
-LOADER = '''"""Make a FiftyOne dataset of this folder: python load.py [NAME], or load("NAME") from Python."""
+LOADER = '''"""Make a FiftyOne dataset of this folder: python load.py [NAME], or load("NAME") from Python.
+
+Needs fiftyone and pycocotools (pip install fiftyone pycocotools).
+"""
 
 import json
 import sys

@@ -218,7 +218,8 @@ class _Cutter:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="panoptile-")))
             segments, classes = (str(self._run.store.local_copy(k, folder)) for k in _label_keys(info))
             scores = self._scores(info, folder)
-            photo = stack.enter_context(open_source(info))
+            photo = open_source(info)
+            stack.callback(photo.close)
             ids_file = stack.enter_context(open_raster(segments))
             class_file = stack.enter_context(open_raster(classes))
             unread = 0

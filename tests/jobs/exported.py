@@ -81,9 +81,9 @@ def python_with(module: str, variable: str) -> str:
     return sys.executable
 
 
-def answer(python: str, script: str, *args: object, timeout: float = 300) -> Any:
-    """The JSON that ``script`` prints as its last line."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+def answer(python: str, script: str, *args: object, timeout: float = 300, **variables: str) -> Any:
+    """The JSON that ``script`` prints as its last line; ``variables`` are added to its environment."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | variables
     done = subprocess.run(
         [python, "-c", script, *map(str, args)],
         capture_output=True, text=True, timeout=timeout, env=environment, check=False,

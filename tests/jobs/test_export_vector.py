@@ -76,15 +76,15 @@ def test_a_folder_takes_a_file_per_raster(out: Path, tmp_path: Path) -> None:
 def test_bad_input_is_one_sentence(out: Path, tmp_path: Path) -> None:
     """Unknown formats, missing targets, files that are there, folders without a job."""
     (tmp_path / "x.gpkg").write_text("mine")
-    for args, words in (
-        ((str(out), "gpgk", "x"), "did you mean gpkg"),
-        ((str(out), "gpkg", None), "-o"),
-        ((str(out), "gpkg", str(tmp_path / "x.gpkg")), "is there already"),
-        ((str(tmp_path), "gpkg", str(tmp_path / "y.gpkg")), "no finished run"),
-        ((str(out), "stac", str(tmp_path / "y")), "-o does not go"),
+    for folder, to, target, words in (
+        (out, "gpgk", "x", "did you mean gpkg"),
+        (out, "gpkg", None, "-o"),
+        (out, "gpkg", str(tmp_path / "x.gpkg"), "is there already"),
+        (tmp_path, "gpkg", str(tmp_path / "y.gpkg"), "no finished run"),
+        (out, "stac", str(tmp_path / "y"), "-o does not go"),
     ):
         with pytest.raises(JobError, match=words) as e:
-            export_to(*args, ())
+            export_to(str(folder), to, target, ())
         assert int(e.value.code) == 2
     assert (tmp_path / "x.gpkg").read_text() == "mine"
 
