@@ -82,22 +82,21 @@ def test_each_fault_alone_is_survived(proxied: Proxied, faults: Faults) -> None:
 
 
 def test_lost_answers_of_commits_are_no_conflicts(proxied: Proxied) -> None:
-    """50 commits of which at least 50 answers are lost: each says that it won, and holds its own bytes."""
-    proxy, root = proxied(Faults(lost=0.5), seed=1)
+    """Commits until 50 answers were lost: each says that it won, and holds its own bytes."""
+    proxy, root = proxied(Faults(lost=0.6), seed=1)
     store = ObjectStore(root, Backoff(attempts=30, first=0.01, most=0.05))
     proxy.enabled = False
     assert probe_store(store).exclusive
     proxy.enabled = True
-    false_conflicts = sum(
-        not store.put_if_absent(f"_state/commits/{i}.json", f"token {i}".encode()) for i in range(50)
-    )
+    won: list[bool] = []
+    while proxy.counts["lost"] < 50 and len(won) < 200:
+        won.append(store.put_if_absent(f"_state/commits/{len(won)}.json", f"token {len(won)}".encode()))
     proxy.enabled = False
-    assert [store.read_bytes(f"_state/commits/{i}.json") for i in range(50)] == [
-        f"token {i}".encode() for i in range(50)
-    ]
-    print(f"lost answers {proxy.counts['lost']}, false conflicts {false_conflicts}")
+    held = [store.read_bytes(f"_state/commits/{i}.json") for i in range(len(won))]
+    print(f"lost answers {proxy.counts['lost']} of {len(won)} commits, false conflicts {won.count(False)}")
+    assert held == [f"token {i}".encode() for i in range(len(won))]
     assert proxy.counts["lost"] >= 50
-    assert false_conflicts == 0
+    assert all(won)
 
 
 def test_a_store_that_only_fails_ends_in_a_sentence(proxied: Proxied) -> None:
