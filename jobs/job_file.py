@@ -22,6 +22,7 @@ from panoptile.jobs.spec import JobSpec
 
 MAX_BYTES = 4 << 20
 _PATHS = ("out", "labels", "aoi")
+_ECHO = "echo:"
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
 
@@ -57,8 +58,8 @@ def read_job_file(path: str) -> dict[str, Any]:
             values[name] = _beside(folder, values[name])
     if "sources" in values:
         values["sources"] = tuple(_beside(folder, source) for source in values["sources"])
-    if "model" in values and values["model"].startswith("."):
-        values["model"] = _beside(folder, values["model"])
+    if "model" in values and values["model"].startswith((".", _ECHO)):
+        values["model"] = _model_beside(folder, values["model"])
     return values
 
 
@@ -89,8 +90,8 @@ def with_absolute_paths(spec: JobSpec) -> JobSpec:
     here = Path.cwd()
     changed: dict[str, Any] = {n: _beside(here, v) for n in _PATHS if (v := getattr(spec, n)) is not None}
     changed["sources"] = tuple(_beside(here, source) for source in spec.sources)
-    if Path(spec.model).exists():
-        changed["model"] = _beside(here, spec.model)
+    if spec.model.startswith(_ECHO) or Path(spec.model).exists():
+        changed["model"] = _model_beside(here, spec.model)
     return dataclasses.replace(spec, **changed)
 
 
@@ -153,3 +154,10 @@ def _beside(folder: Path, path: str) -> str:
     if _SCHEME.match(path) or path.startswith("/"):
         return path
     return str(folder / Path(path).expanduser())
+
+
+def _model_beside(folder: Path, model: str) -> str:
+    """A checkpoint's path, or those of the label rasters that an echo returns."""
+    if not model.startswith(_ECHO):
+        return _beside(folder, model)
+    return _ECHO + ",".join(_beside(folder, path) for path in model.removeprefix(_ECHO).split(","))

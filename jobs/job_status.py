@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from panoptile.jobs.exits import Exit, invalid
-from panoptile.jobs.lease import Observer
+from panoptile.jobs.lease import Observer, Sight
 from panoptile.jobs.state import read_json
 from panoptile.pipeline import layout
 from panoptile.pipeline.store import Store, open_store
 
-State = Literal["planned", "running", "interrupted", "failed", "done", "quarantined"]
+State = Literal["submitted", "planned", "running", "interrupted", "failed", "done", "quarantined"]
 TOTALS = "_state/totals.json"
 TERMINAL: tuple[State, ...] = ("done", "quarantined", "failed", "interrupted")
 
@@ -53,22 +53,23 @@ def look_at(out: str, observer: Observer | None = None) -> JobStatus:
         store = open_store(out)
     except ValueError as e:
         raise invalid(str(e)) from e
-    job = read_json(store, layout.JOB)
-    if job is None:
+    job, submission = read_json(store, layout.JOB), read_json(store, "_state/submission.json") or {}
+    if job is None and not submission:
         raise invalid(f"{store.root} holds no panoptile job: give the folder that -o named.")
     success = read_json(store, layout.SUCCESS)
     sight = (observer or Observer(store)).look()
     done = {key.rsplit("/", 1)[-1].removesuffix(".json") for key in store.keys("_state/commits")}
     tried = {s.key.split("/")[2] for s in store.walk("_state/dead")}
-    submission = read_json(store, "_state/submission.json") or {}
     ending = sight.ending
     finished = success is not None and sight.state != "alive"
     code = (
         int(success.get("exit", 0)) if finished and success is not None else ending.exit if ending else None
     )
+    waits = success is None and _has_not_begun(submission, sight)
+    job = job or {}
     return JobStatus(
         out=store.root,
-        state=_state(sight.state, finished, code),
+        state="submitted" if waits else _state(sight.state, finished, code),
         fingerprint=str(job.get("fingerprint", "")),
         model=str(job.get("model", {}).get("description", "")),
         inputs=len(job.get("inputs", ())),
@@ -76,11 +77,17 @@ def look_at(out: str, observer: Observer | None = None) -> JobStatus:
         done=len(done),
         failed=len(tried - done),
         holder=sight.holder,
-        exit=code,
-        message=ending.message if ending is not None and not finished else "",
+        exit=None if waits else code,
+        message=ending.message if ending is not None and not finished and not waits else "",
         cluster=submission.get("cluster"),
         job_id=submission.get("job_id"),
     )
+
+
+def _has_not_begun(submission: dict[str, Any], sight: Sight) -> bool:
+    """Handed to a cluster after the last run that OUT knows of: what that run came to says nothing about this one."""
+    after = submission.get("after_epoch")
+    return isinstance(after, int) and sight.epoch <= after and sight.state in ("free", "dead")
 
 
 def _state(lease: str, finished: bool, code: int | None) -> State:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import shlex
 import tempfile
@@ -24,6 +25,9 @@ from panoptile.jobs.cluster import find_job
 from panoptile.jobs.cluster_probe import ANSWER
 from panoptile.jobs.code_package import JOB_FILE, pack
 from panoptile.jobs.exits import Exit, JobError, invalid
+from panoptile.jobs.lease import highest_epoch
+from panoptile.jobs.state import finished_before, store_errors
+from panoptile.jobs.survey import survey, to_run
 from panoptile.pipeline.remote_uri import scheme_of
 from panoptile.pipeline.store import open_store
 
@@ -67,6 +71,8 @@ def submit(
     with tempfile.TemporaryDirectory(prefix="panoptile-submit-") as folder:
         pack(spec, Path(folder), wheel=wheel)
         probe(client, prepared, folder, say)
+        with store_errors(spec.out):
+            _record(client, spec.out, job_id)  # first: whoever looks at OUT from now on waits for this job
         client.submit_job(
             entrypoint=shlex.join(["python", "-m", "panoptile", "segment", JOB_FILE]),
             submission_id=job_id,
@@ -77,20 +83,55 @@ def submit(
                 "out": spec.out,
             },
         )
-    record = {"cluster": client.get_address(), "job_id": job_id}
-    open_store(spec.out).put_bytes(SUBMISSION, json.dumps(record).encode())
     return Submitted(job_id, attached=False)
+
+
+def _record(client: JobSubmissionClient, out: str, job_id: str) -> None:
+    """Leave in OUT where its job is, and after which run it was handed over. Raises ``OSError`` of the store."""
+    store = open_store(out)
+    record = {"cluster": client.get_address(), "job_id": job_id, "after_epoch": highest_epoch(store)}
+    store.put_bytes(SUBMISSION, json.dumps(record).encode())
+
+
+def finished_exit(prepared: Prepared) -> Exit | None:
+    """How this very job ended, where its result lies complete in OUT; None where there is something to do.
+
+    Raises ``OSError`` of the store.
+    """
+    store = open_store(prepared.spec.out)
+    found = survey(store, prepared.plans)
+    if to_run(store, found, retry_quarantined=True):
+        return None
+    units = {u.id: found.commits[u.id].sha256 for plan in prepared.plans for u in plan.units()}
+    done = finished_before(store, prepared.fingerprint, units)
+    links = prepared.spec.link_fields() if prepared.videos else {}
+    return None if done is None or done.link != links else done.exit
 
 
 def _free_id(client: JobSubmissionClient, base: str) -> tuple[str, bool]:
     """(id, whether it still runs): the first of base, base-r2, base-r3, … that runs or was never used."""
-    job_id, number = base, 1
-    while (found := find_job(client, job_id)) is not None:
-        if not found.status.is_terminal():
-            return job_id, True
-        number += 1
-        job_id = f"{base}-r{number}"
-    return job_id, False
+    for job_id in _ids(base):
+        found = find_job(client, job_id)
+        if found is None or not found.status.is_terminal():
+            return job_id, found is not None
+    raise AssertionError  # ids do not end
+
+
+def latest_id(client: JobSubmissionClient, prepared: Prepared) -> str:
+    """The id under which the cluster ran this job last, or would run it, where it does not remember it."""
+    last = base = job_id_of(prepared)
+    for job_id in _ids(base):
+        if find_job(client, job_id) is None:
+            return last
+        last = job_id
+    raise AssertionError
+
+
+def _ids(base: str) -> Iterator[str]:
+    """Ray knows an id once: what goes on after a job that has ended is -r2, then -r3."""
+    yield base
+    for number in itertools.count(2):
+        yield f"{base}-r{number}"
 
 
 def probe(client: JobSubmissionClient, prepared: Prepared, folder: str, say: Callable[[str], None]) -> None:

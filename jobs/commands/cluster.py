@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
     from panoptile.jobs.job_status import JobStatus
+    from panoptile.jobs.prepare import Prepared
 
 Cluster = Annotated[
     str | None,
@@ -40,6 +41,8 @@ Target = Annotated[
 WATCH_SECONDS = 2.0
 SETTLE_SECONDS = 12.0
 """A run beats every five seconds or oftener."""
+BEGIN_SECONDS = 600.0
+"""After which a submitted job should have begun."""
 
 
 def register(app: typer.Typer) -> None:
@@ -73,6 +76,8 @@ def submit(
 ) -> None:
     """Hand a job to a Ray cluster and walk away; its state is in OUT."""
     from panoptile.jobs.prepare import prepare
+    from panoptile.jobs.state import store_errors
+    from panoptile.jobs.submission import finished_exit
     from panoptile.jobs.submission import submit as handed_over
 
     if job.spec.local:
@@ -81,6 +86,11 @@ def submit(
     prepared = prepare(job.spec)
     for note in prepared.notes:
         console.say(f"note    {note}")
+    with store_errors(job.spec.out):
+        finished = finished_exit(prepared)
+    if finished is not None:
+        _say_done(client, prepared, finished, watch=watch, console=console)
+        return
     submitted = handed_over(client, prepared, wheel=wheel, say=console.say)
     if submitted.attached:
         console.say("attach  the job runs already")
@@ -92,6 +102,20 @@ def submit(
     code = _watch_job(client, submitted.job_id, job.spec.out, console)
     console.data(submitted.job_id, {**fields, "exit": code})
     raise typer.Exit(code)
+
+
+def _say_done(
+    client: JobSubmissionClient, prepared: Prepared, code: Exit, *, watch: bool, console: Console
+) -> None:
+    """The result is there: nothing is started on the cluster to find that out."""
+    from panoptile.jobs.submission import latest_id
+
+    job_id, out = latest_id(client, prepared), prepared.spec.out
+    console.say(f"done    {out} holds the result of this job already; nothing was submitted")
+    fields = {"job_id": job_id, "attached": True, "out": out, "exit": int(code)}
+    console.data(job_id, fields)
+    if watch:
+        raise typer.Exit(int(code))
 
 
 def status(
@@ -238,8 +262,15 @@ def _watch_out(out: str, console: Console) -> JobStatus:
 
     look_at(out)
     observer, said = Observer(open_store(out)), ""
+    until = time.monotonic() + BEGIN_SECONDS
     while True:
         found = look_at(out, observer)
+        if found.state == "submitted" and time.monotonic() > until:
+            raise JobError(
+                Exit.UNREACHABLE,
+                f"{found.job_id} was submitted to {found.cluster} but has not begun within {BEGIN_SECONDS:.0f} s: see "
+                f"what the cluster says of it with panoptile list --cluster {found.cluster}.",
+            )
         line = f"{found.state}  {found.done:,}/{found.units:,} units, {found.failed:,} with failures"
         if line != said:
             console.say(line)

@@ -14,17 +14,24 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.jobs.runs import write_world
+from tests.jobs.runs import run, write_world
 from tests.pipeline.worlds import make_world
+from typer.testing import CliRunner
 
 from panoptile.jobs import submission
+from panoptile.jobs.cli import app
 from panoptile.jobs.cluster import ClusterAddress, asks_for_token, connect
 from panoptile.jobs.cluster_probe import ANSWER, look
 from panoptile.jobs.code_package import JOB_FILE, pack
+from panoptile.jobs.commands import cluster as cluster_commands
 from panoptile.jobs.exits import JobError
+from panoptile.jobs.job_file import read_job_file, with_absolute_paths
+from panoptile.jobs.job_status import TERMINAL, look_at
+from panoptile.jobs.lease import claim
 from panoptile.jobs.prepare import Prepared, prepare
 from panoptile.jobs.spec import JobSpec
 from panoptile.jobs.submission import SUBMISSION, exit_of, job_id_of, submit
+from panoptile.pipeline.store import open_store
 
 
 @dataclass
@@ -122,7 +129,65 @@ def test_what_travels_with_a_job(prepared: Prepared, tmp_path: Path) -> None:
     assert filed["sources"] == list(prepared.spec.sources)
     assert filed["labels"] == "labels.json"
     record = json.loads((tmp_path / "out" / SUBMISSION).read_text())
-    assert record == {"cluster": "http://ray-head:8265", "job_id": submitted.job_id}
+    assert record == {"cluster": "http://ray-head:8265", "job_id": submitted.job_id, "after_epoch": 0}
+
+
+def test_a_job_that_was_handed_over_is_submitted_until_it_begins(prepared: Prepared) -> None:
+    """Looking at OUT between the two is no error, and how an earlier run ended is not taken for this one's end."""
+    client: Any = FakeClient([node()])
+    store = open_store(prepared.spec.out)
+    submitted = submit(client, prepared, wheel=None, say=say)
+    status = look_at(prepared.spec.out)
+    assert (status.state, status.job_id, status.exit) == ("submitted", submitted.job_id, None)
+    assert status.state not in TERMINAL
+    first = claim(store, 0)
+    assert first is not None
+    assert look_at(prepared.spec.out).state == "running"
+    first.release(4, "the disk is full")
+    assert (look_at(prepared.spec.out).state, look_at(prepared.spec.out).exit) == ("failed", 4)
+    submit(client, prepared, wheel=None, say=say)
+    status = look_at(prepared.spec.out)
+    assert (status.state, status.exit, status.message) == ("submitted", None, "")
+
+
+def test_a_submitted_job_that_never_begins_is_not_watched_for_ever(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 6 after the deadline, and where to look."""
+    client: Any = FakeClient([node()])
+    submit(client, prepared, wheel=None, say=say)
+    monkeypatch.setattr(cluster_commands, "BEGIN_SECONDS", 0.0)
+    with pytest.raises(JobError, match="has not begun") as e:
+        CliRunner().invoke(app, ["status", prepared.spec.out, "--watch"], catch_exceptions=False)
+    assert int(e.value.code) == 6
+
+
+def test_a_finished_job_is_not_submitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result in OUT is found before anything starts on the cluster; with --watch its exit code is returned."""
+    files = write_world(make_world(seed=1, height=100, width=120), tmp_path / "world")
+    run(files, tmp_path / "out")
+    client = FakeClient([node()])
+    monkeypatch.setattr(cluster_commands, "_client", lambda *_: client)
+    line = ["submit", str(files.image), "-o", str(tmp_path / "out"), "--model", files.model]
+    line += ["--labels", str(files.table)]
+    result = CliRunner().invoke(app, line, catch_exceptions=False)
+    assert (result.exit_code, client.jobs) == (0, {})
+    assert "nothing was submitted" in result.stderr
+    assert result.stdout.startswith("panoptile-")
+    assert CliRunner().invoke(app, [*line, "--watch"], catch_exceptions=False).exit_code == 0
+    files.image.touch()
+    next((tmp_path / "out").glob("_state/commits/**/*.json")).unlink()
+    CliRunner().invoke(app, line, catch_exceptions=False)
+    assert len(client.jobs) == 2  # the probe and the job
+
+
+def test_an_echos_paths_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver on the cluster has another working directory: relative label rasters become absolute."""
+    monkeypatch.chdir(tmp_path)
+    spec = with_absolute_paths(JobSpec(("a.tif",), "out", model="echo:l.tif,c/c.tif"))
+    assert spec.model == f"echo:{tmp_path}/l.tif,{tmp_path}/c/c.tif"
+    (tmp_path / "job.yaml").write_text("sources: [a.tif]\nout: out\nmodel: echo:l.tif\n")
+    assert read_job_file(str(tmp_path / "job.yaml"))["model"] == f"echo:{tmp_path}/l.tif"
 
 
 @pytest.mark.parametrize(
