@@ -42,9 +42,11 @@ _state = _Interruption()
 
 
 def install() -> None:
-    """Take over both signals. Call it on the main thread, once the command line starts."""
-    _state.is_installed = True
+    """Take over both signals. Call it on the main thread, when the command line starts."""
     _take_over()
+    if _state.is_installed:
+        return
+    _state.is_installed = True
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
