@@ -16,7 +16,7 @@ from panoptile.pipeline.redaction import redacted
 
 app = typer.Typer(
     name="panoptile",
-    help="Panoptic segmentation of rasters that are too large for one forward pass.",
+    help="Panoptic segmentation of rasters and videos that are too large for one forward pass.",
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode=None,
@@ -30,7 +30,9 @@ def main() -> None:
     """Entry point: runs the command line and exits with the documented code."""
     interrupt.install()
     try:
-        ended = app(standalone_mode=False)  # the code of a typer.Exit comes back as a value
+        ended = app(
+            prog_name="panoptile", standalone_mode=False
+        )  # the code of a typer.Exit comes back as a value
         code = ended if isinstance(ended, int) else int(Exit.DONE)
     except JobError as e:
         Console().error(str(e))

@@ -153,7 +153,9 @@ Processes = Annotated[
         help="Processes, one per GPU (or on CPUs); for several machines: torchrun … -m panoptile train …",
     ),
 ]
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda")]
+Device = Annotated[
+    str, typer.Option(metavar="auto|cpu|cuda", help="Where to train; auto: the GPU, where there is one.")
+]
 Loaders = Annotated[
     int, typer.Option(metavar="N", help="Processes that make windows ahead of time; 0: none.")
 ]
