@@ -7,7 +7,6 @@ takes in late ones as they come, and survives those that are lost with their nod
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Sequence
@@ -225,21 +224,3 @@ def _resources(found: dict[str, float]) -> str:
     return f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs" + (
         f" ({', '.join(kinds)})" if kinds else ""
     )
-
-
-def start_ray(workers: int) -> tuple[int, bool]:
-    """Connect to the Ray of this process, or start a small one; returns (GPUs, whether it was started here)."""
-    started = not ray.is_initialized()
-    if started:
-        os.environ.setdefault(
-            "RAY_AUTH_MODE", "disabled"
-        )  # a private cluster on loopback, gone with the process
-        ray.init(
-            address="local",
-            num_cpus=max(workers, os.cpu_count() or 1),
-            include_dashboard=False,
-            object_store_memory=100 * 2**20,  # no pixel passes through it
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    return int(ray.cluster_resources().get("GPU", 0)), started

@@ -22,7 +22,7 @@ from panoptile.jobs.segment import run_job
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--local", action="store_true", help="two threads of one process in place of Ray")
+    parser.add_argument("--local", action="store_true", help="two processes in place of Ray")
     parser.add_argument("--size", type=int, default=8192)
     parser.add_argument("--milliseconds", type=float, default=50.0)
     a = parser.parse_args()
@@ -33,7 +33,7 @@ def main() -> None:
         import ray
 
         os.environ["RAY_AUTH_MODE"] = "disabled"
-        os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (Ray spells it so; start_ray sets it too)
+        os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (Ray spells it so; connect_ray sets it too)
         ray.init(
             address="local",
             num_cpus=2,

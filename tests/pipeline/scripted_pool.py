@@ -32,7 +32,10 @@ class ScriptedPool:
         failing_items: dict[tuple[Unit, int], int] | None = None,
         killers: set[tuple[Unit, int]] | None = None,
         hanging: set[tuple[Unit, int]] | None = None,
+        keep: bool = True,
     ) -> None:
+        """``keep`` False: the pool forgets what it did, so that it does not grow."""
+        self._keep = keep
         self.seats = [Seat(f"w{i}") for i in range(workers)]
         self.failing_units = Counter(failing_units or {})
         """How often the unit fails as a whole."""
@@ -58,7 +61,8 @@ class ScriptedPool:
     def submit(self, attempt: Attempt, *, spare: bool = False) -> None:
         seat = seats_with_room(self.seats, alone=attempt.alone, spare=spare)[0]
         seat.running[next(self._tickets)] = (attempt, time.monotonic())
-        self.attempts.append(attempt)
+        if self._keep:
+            self.attempts.append(attempt)
         self.most_running = max(self.most_running, sum(len(s.running) for s in self.seats))
 
     def wait(self, timeout: float) -> list[Outcome]:
@@ -111,7 +115,7 @@ class ScriptedPool:
         if len(failures) == len(attempt.items):
             return Outcome(attempt, None, describe(UnitError("read", "all failed"), seat.name))
         committed = attempt.only is None and (attempt.tolerant or not failures)
-        if committed:
+        if committed and self._keep:
             assert unit not in self.committed, "a unit was committed twice"
             self.committed[unit] = tuple(sorted({*attempt.skip, *(f.item for f in failures)}))
         parked = None if committed or attempt.only is not None else FragmentRef("parked", "0" * 64, 1)

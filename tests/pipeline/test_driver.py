@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -202,6 +203,22 @@ def test_units_are_read_as_they_are_needed(tmp_path: Path) -> None:
     assert result.totals.units == 500
     assert result.reports == []
     assert furthest < 10
+
+
+def test_the_driver_does_not_grow_with_the_inputs(tmp_path: Path) -> None:
+    """Thousands of inputs need no more of the driver's memory than a hundred."""
+
+    def peak(inputs: int) -> int:
+        units = (Unit(f"input-{i:06d}", 0, 1) for i in range(inputs))
+        pool = ScriptedPool(keep=False)
+        tracemalloc.start()
+        run_units(pool, LocalStore(tmp_path), units, QUICK, keep_reports=False)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(10)  # what is loaded on first use
+    assert peak(4_000) <= peak(100) + 100_000
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
