@@ -29,7 +29,7 @@ def run_poison(corpus: Corpus, out: Path) -> tuple[Summary, list[int]]:
     folder = next(iter(corpus.broken)).parent
     spec = JobSpec(
         (str(folder),), str(out), model="trigger", tile=SIDE, overlap=16, local=True, workers=WORKERS,
-        skip_invalid=True, max_failures="20%", unit_timeout=3.0,
+        skip_invalid=True, max_failures="20%", unit_timeout=3.0, vector=False,
     )  # fmt: skip
     model = ResolvedModel(TriggerFactory(), CLASSES, 3, "0" * 64, 0, 0, "trigger", lambda raster: None)
     sizes: list[int] = []
@@ -60,7 +60,11 @@ def check(corpus: Corpus, out: Path, summary: Summary, sizes: list[int]) -> None
         row = by_uri[str(path)]
         assert row["stage"] in stages, (path.name, row["stage"], row["message"])
         assert row["message"]
-        assert row["attempts"] <= 3, (path.name, row["attempts"])
+        innocent_loss = row["stage"] not in (
+            "worker",
+            "timeout",
+        )  # it may have shared a worker with a killer, once
+        assert row["attempts"] <= 3 + innocent_loss, (path.name, row["attempts"])
     done = 0
     for f in summary.inputs:
         if f.missing_units or f.failed_tiles:
