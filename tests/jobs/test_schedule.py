@@ -164,6 +164,59 @@ for name, members in {"airflow": {"DAG": DAG}, "airflow.operators": {}, "airflow
     assert words[:3] == ["panoptile", "segment", REMOTE.sources[0]]
 
 
+_PARSE = """
+import json, sys
+try:
+    from airflow.dag_processing.dagbag import DagBag  # from 3.1
+except ImportError:
+    from airflow.models.dagbag import DagBag
+bag = DagBag(sys.argv[1])
+[dag] = bag.dags.values()
+[task] = dag.tasks
+zone = getattr(dag.timezone, "name", str(dag.timezone))
+text = task.render_template(task.bash_command, {})
+print(json.dumps({"errors": bag.import_errors, "dag": dag.dag_id, "cron": dag.schedule, "zone": zone, "retries": task.retries,
+    "command": text, "active": dag.max_active_runs, "catchup": dag.catchup}))
+"""
+
+
+@pytest.mark.slow
+def test_airflow_reads_the_dag(tmp_path: Path) -> None:
+    """Airflow's own DagBag: no import error, the schedule, one run at a time, and the command after templating."""
+    python = os.environ.get("PANOPTILE_AIRFLOW_PYTHON")
+    if python is None:
+        pytest.skip(
+            "PANOPTILE_AIRFLOW_PYTHON does not name the Python of an environment with apache-airflow: the Airflow "
+            "manifest is NOT parsed by Airflow"
+        )
+    (tmp_path / "dags").mkdir()
+    text = render(Schedule(REMOTE, "0 2 * * *", "nightly", "Europe/Zurich"), "airflow")
+    (tmp_path / "dags" / "nightly.py").write_text(text)
+    environment = {"AIRFLOW_HOME": str(tmp_path / "home"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    run = subprocess.run(
+        [python, "-c", _PARSE, str(tmp_path / "dags")],
+        env=environment | {"PATH": os.path.dirname(python)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = json.loads(run.stdout.strip().splitlines()[-1])
+    words = shlex.split(found.pop("command"))
+    assert found == {
+        "errors": {},
+        "dag": "nightly",
+        "cron": "0 2 * * *",
+        "zone": "Europe/Zurich",
+        "retries": 2,
+        "active": 1,
+        "catchup": False,
+    }
+    assert words[:3] == ["panoptile", "segment", REMOTE.sources[0]]
+    assert words[-4:] == ["--incremental", "--if-running", "skip", "--quiet"]
+
+
 @pytest.mark.parametrize("text", ["0 2 * * *", "*/15 0-5,22 1 jan-mar mon,wed", "5 4 * * 7", "0 0 31 12 *"])
 def test_cron_expressions(text: str) -> None:
     """What every scheduler understands passes as it is."""
