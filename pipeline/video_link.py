@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panoptile.pipeline.commit import Commit, read_commit
-from panoptile.pipeline.label_runs import LabelRuns, common_pixels, decoded_labels
+from panoptile.pipeline.label_runs import column_runs, common_pixels
 from panoptile.pipeline.link import Linker, TrackLinker
 from panoptile.pipeline.link_options import LinkOptions
 from panoptile.pipeline.minvis import MinVisLinker
@@ -139,5 +139,5 @@ class _Tail:
         if self._fragment is not None and self._frame is not None:
             before = self._fragment.texts(self._frame)
         now = fragment.texts(frame)
-        maps = [LabelRuns.of(decoded_labels(texts, fragment.shape)) for texts in (before, now)]
-        return common_pixels(maps[0], maps[1], len(before), len(now))
+        runs = [column_runs(texts, fragment.shape) for texts in (before, now)]
+        return common_pixels(runs[0], runs[1], len(before), len(now))

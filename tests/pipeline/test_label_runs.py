@@ -11,6 +11,7 @@ from pycocotools import mask as coco
 from panoptile.pipeline.label_runs import (
     LabelRuns,
     coded_labels,
+    column_runs,
     common_pixels,
     decoded_labels,
     merged_text,
@@ -46,6 +47,8 @@ def test_codes_are_those_of_pycocotools(case: tuple[int, int, int, int]) -> None
     back = decoded_labels([coded.texts[label] for label in present], labels.shape)
     np.testing.assert_array_equal(back, np.searchsorted(present, labels) * (labels > 0) + (labels > 0))
     np.testing.assert_array_equal(runs.to_labels(), labels)
+    columns = column_runs([coded.texts[label] for label in present], labels.shape)
+    np.testing.assert_array_equal(columns.to_labels().T, back)
 
 
 @given(MAPS, st.integers(0, 10_000))
