@@ -18,7 +18,8 @@ FORMATS_HELP = (
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
     app.command(
-        epilog="Examples: panoptile export out/ --to gpkg -o objects.gpkg ; panoptile export out/ --to stac"
+        epilog="Examples: panoptile export out/ --to gpkg -o objects.gpkg ; panoptile export out/ --to stac ; "
+        "panoptile export out/ --to cvat --tile 1024 -o task.zip"
     )(export)
 
 

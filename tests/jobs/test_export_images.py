@@ -26,6 +26,7 @@ from panoptile.jobs.finished_run import open_run
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.segment import run_job
 from panoptile.jobs.spec import JobSpec
+from panoptile.pipeline.store import open_store
 
 __all__ = ["finished"]  # a fixture
 
@@ -92,6 +93,20 @@ def test_a_zip_holds_the_same_files(finished: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip") as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == files
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x", "x.zip"]
+
+
+def test_a_result_in_an_object_store_gives_the_same(finished: Path, tmp_path: Path) -> None:
+    """OUT may be in any store: the export of a copy has the same bytes."""
+    store = open_store(f"memory://{tmp_path.name}")
+    for path in finished.rglob("*"):
+        if path.is_file():
+            store.put_bytes(str(path.relative_to(finished)), path.read_bytes())
+    export_to(str(finished), "coco-panoptic", str(tmp_path / "a"), (), SIDE)
+    export_to(store.root, "coco-panoptic", str(tmp_path / "b"), (), SIDE)
+    a, b = (
+        {str(p.relative_to(tmp_path / n)): p.read_bytes() for p in (tmp_path / n).rglob("*.*")} for n in "ab"
+    )
+    assert a == b
 
 
 def test_a_photograph_that_is_gone_or_another_is_one_sentence(finished: Path, tmp_path: Path) -> None:
