@@ -23,7 +23,7 @@ from panoptile.pipeline.minvis import MinVisLinker
 from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.store import Store
 from panoptile.pipeline.tracks import Tracks, TrackVotes
-from panoptile.pipeline.video_fragment import StoredFrame, VideoFragment
+from panoptile.pipeline.video_fragment_file import StoredFrame, VideoFragment
 from panoptile.pipeline.video_plan import VideoPlan
 
 

@@ -19,7 +19,8 @@ from panoptile.model.classes import ClassTable
 from panoptile.pipeline.label_runs import merged_text
 from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.tracks import Tracks
-from panoptile.pipeline.video_fragment import SegmentRows, VideoFragment
+from panoptile.pipeline.video_fragment import SegmentRows
+from panoptile.pipeline.video_fragment_file import VideoFragment
 from panoptile.pipeline.video_link import LinkedVideo, VideoFragments
 from panoptile.pipeline.video_plan import VideoPlan
 from panoptile.pipeline.video_tables import (

@@ -30,7 +30,7 @@ def test_ytvis_holds_every_thing_in_every_frame(published: tuple[Path, np.ndarra
     """One annotation per track of things, one code or null per frame, categories of things alone."""
     folder, maps = published
     tables = [folder / f"{name}.parquet" for name in ("masks", "tracks", "frames")]
-    count = write_ytvis(tmp_path / "ytvis.json", "clip", *tables, TABLE)
+    count = write_ytvis(tmp_path / "ytvis.json", "clip", tables[0], tables[1], tables[2], TABLE)
     document = json.loads((tmp_path / "ytvis.json").read_text())
     rows = {r["track_id"]: r for r in pq.read_table(tables[1]).to_pylist() if r["is_thing"]}
     assert count == len(document["annotations"]) == len(rows) > 0

@@ -20,7 +20,7 @@ from panoptile.pipeline.layout import commit_key
 from panoptile.pipeline.link_options import LinkOptions
 from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.video_finish import VideoProducts, finish_video
-from panoptile.pipeline.video_fragment import VideoFragment
+from panoptile.pipeline.video_fragment_file import VideoFragment
 from panoptile.pipeline.video_plan import VideoPlan
 
 
