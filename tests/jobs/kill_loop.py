@@ -282,26 +282,26 @@ def check_finished(store: Store, calm: dict[str, str], figures: Figures) -> None
     figures.doubled += sum(count - 1 for count in fragments.values()) + abs(len(fragments) - len(units))
 
 
-def steps_of(rng: random.Random, kills: int) -> list[str]:
-    """What is killed in one folder, attempt by attempt.
+def steps_of(rng: random.Random, number: int, kills: int) -> list[str]:
+    """What is killed in the ``number``-th folder, attempt by attempt.
 
-    Either early places, random times and at last a worker (that attempt finishes the job), or a few early places and
-    then the late ones in their order, up to the moment after ``_SUCCESS.json``.
+    In most: an early place, the driver at a random time, and at last a worker (that attempt finishes the job). In
+    every fifth: a few early places, then the late ones in their order, up to the moment after ``_SUCCESS.json``.
     """
-    early = sorted(rng.sample(range(len(EARLY_POINTS)), 3))
-    steps = [EARLY_POINTS[i] for i in early]
-    if rng.random() < 0.5:
-        steps += ["driver"] * 3
-        last = rng.choice(["worker", *WORKER_POINTS])
-        return [*steps[: kills - 1], last]
-    return [*steps, *LATE_POINTS][-kills:]
+    if number % 5 == 2:
+        early = sorted(rng.sample(range(len(EARLY_POINTS)), 3))
+        return [*(EARLY_POINTS[i] for i in early), *LATE_POINTS][-kills:]
+    steps = [rng.choice(EARLY_POINTS), "driver", rng.choice(["worker", *WORKER_POINTS])]
+    return steps[-kills:]
 
 
-def torment(job: Job, out: str, engine: Engine, rng: random.Random, kills: int, figures: Figures) -> None:
-    """At most ``kills`` kills on one folder, then a calm attempt if it is not finished; then compare."""
+def torment(
+    job: Job, out: str, engine: Engine, rng: random.Random, steps: list[str], figures: Figures
+) -> None:
+    """Kill at each step, on one folder; then a calm attempt if it is not finished; then compare."""
     with Reader(out, job.calm, figures):
         done = False
-        for step in steps_of(rng, kills):
+        for step in steps:
             if step in ("driver", "worker"):
                 done = attempt_at_random(job, out, engine, rng, step, figures)
             else:
@@ -331,8 +331,8 @@ def kill_loop(
         while figures.killed < goal:
             number += 1
             out = f"{place}/{engine}-{number}"
-            left = min(kills_per_folder, goal - figures.killed)
-            torment(job, out, engine, rng, left, figures)  # type: ignore[arg-type]
+            steps = steps_of(rng, number, min(kills_per_folder, goal - figures.killed))
+            torment(job, out, engine, rng, steps, figures)  # type: ignore[arg-type]
             print(f"{out}: {figures.killed} kills, {figures.polls} polls", file=sys.stderr, flush=True)
     return figures
 
