@@ -45,7 +45,8 @@ def main() -> None:
         code = TERMINATED_EXIT
     except Exception as e:  # noqa: BLE001  (the outermost frame: every error must end in a sentence and a code)
         code = _usage_error(e)
-    if code in (int(Exit.INTERRUPTED), TERMINATED_EXIT):  # typer turns Ctrl-C into a plain exit code 130
+    # typer turns Ctrl-C into a plain exit code 130; and a job that is watched ends with such a code too
+    if code in (int(Exit.INTERRUPTED), TERMINATED_EXIT) and interrupt.came():
         Console().error(interrupt.resume_line())
         sys.stdout.flush()
         os._exit(code)  # threads in the middle of a unit must not delay the end: nothing uncommitted counts

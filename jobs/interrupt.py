@@ -69,6 +69,11 @@ def orderly() -> Iterator[threading.Event]:
         _state.is_orderly = False
 
 
+def came() -> bool:
+    """Whether this process was asked to stop; it can also end with the exit code of another that was."""
+    return _state.asked.is_set()
+
+
 def stop() -> BaseException:
     """The exception that the signal would have raised outside of :func:`orderly`."""
     return Terminated() if _state.number == signal.SIGTERM else KeyboardInterrupt()
