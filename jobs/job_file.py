@@ -18,6 +18,7 @@ import pydantic
 import yaml
 
 from panoptile.jobs.exits import invalid
+from panoptile.jobs.options import DURATIONS, seconds
 from panoptile.jobs.spec import JobSpec
 
 MAX_BYTES = 4 << 20
@@ -36,6 +37,8 @@ def job_model() -> type[pydantic.BaseModel]:
         kind = hints[field.name]
         fields[field.name] = (kind | None if default is None else kind, default)
     fields["max_failures"] = (str | int, "10%")
+    for name in DURATIONS:
+        fields[name] = (float | str, fields[name][1])
     return pydantic.create_model(
         "JobFile", __config__=pydantic.ConfigDict(extra="forbid", strict=True, frozen=True), **fields
     )
@@ -52,6 +55,12 @@ def read_job_file(path: str) -> dict[str, Any]:
     values = {name: value for name, value in values.items() if value is not None}
     if "max_failures" in values:
         values["max_failures"] = str(values["max_failures"])
+    for name, option in DURATIONS.items():
+        if isinstance(values.get(name), str):
+            try:
+                values[name] = seconds(option, values[name])
+            except ValueError as e:
+                raise invalid(f"{path}: {e}") from e
     folder = Path(path).expanduser().absolute().parent
     for name in _PATHS:
         if name in values:

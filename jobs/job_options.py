@@ -162,6 +162,8 @@ def _parsed(name: str, value: Any) -> Any:
             return opt.names(f"--{name}", value)
         if name == "bands":
             return opt.band_numbers(value)
+        if name in opt.DURATIONS:
+            return opt.seconds(opt.DURATIONS[name], value)
     except ValueError as e:
         raise invalid(str(e)) from e
     return value
@@ -172,6 +174,8 @@ def _default(name: str) -> Any:
     [field] = [f for f in dataclasses.fields(JobSpec) if f.name == name]
     if field.default is dataclasses.MISSING:
         return None
+    if name in opt.DURATIONS:
+        return f"{field.default:g}s"
     return None if isinstance(field.default, tuple) else field.default
 
 

@@ -101,7 +101,7 @@ MaxFailures = Annotated[
     ),
 ]
 TimeoutUnit = Annotated[
-    float, typer.Option("--timeout-unit", metavar="S", help="Seconds that a unit may run.")
+    str, typer.Option("--timeout-unit", metavar="TIME", help="How long a unit may run: 90, 90s, 10m or 1h.")
 ]
 PrecisionName = Annotated[
     str,
@@ -143,7 +143,10 @@ Mosaic = Annotated[
     typer.Option("--mosaic", help="Join rasters of one CRS and pixel grid: objects are whole across files."),
 ]
 StartTimeout = Annotated[
-    float, typer.Option("--start-timeout", metavar="S", help="Seconds until the first replica must be ready.")
+    str,
+    typer.Option(
+        "--start-timeout", metavar="TIME", help="Until when the first replica must be ready: 90, 90s, 10m."
+    ),
 ]
 AcceleratorType = Annotated[
     str | None,
@@ -380,6 +383,9 @@ JOB: Mapping[str, Any] = {
 }
 """The options of a job by the names of JobSpec's fields, which give their defaults; in the order of --help."""
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+DURATIONS = {"unit_timeout": "--timeout-unit", "start_timeout": "--start-timeout"}
+"""Options whose text is a time; in a job file they are seconds, or such a text."""
 NAME_LISTS = frozenset({"fuse", "classes", "exclude", "allow_drivers"})
 """Options whose text is a list of names."""
 
@@ -392,6 +398,17 @@ def names(option: str, text: str | None) -> tuple[str, ...]:
     if not found:
         raise ValueError(f"{option.replace('_', '-')} wants names separated by commas, got {text!r}.")
     return found
+
+
+def seconds(option: str, text: str) -> float:
+    """'90', '90s', '10m' or '1h' in seconds. Raises ``ValueError``."""
+    number, unit = text.strip(), 1
+    if number[-1:] in _SECONDS:
+        number, unit = number[:-1], _SECONDS[number[-1]]
+    try:
+        return float(number) * unit
+    except ValueError:
+        raise ValueError(f"{option} wants a time such as 90, 90s, 10m or 1h, got {text!r}.") from None
 
 
 def band_numbers(text: str | None) -> tuple[int, ...] | None:

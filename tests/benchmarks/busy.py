@@ -48,7 +48,7 @@ def main() -> None:
             FakeFactory(a.milliseconds / 1000), raster, Path(folder) / "out", workers=2, local=a.local
         )
         metrics = run_job(job, Console(quiet=True)).metrics
-    for name, share in metrics["busy_share"].items():  # type: ignore[attr-defined]
+    for name, share in metrics["busy_share"].items():
         print(f"{name}: busy {share:.1%}")
     print(
         f"tiles {metrics['tiles']}  segment {metrics['segment_seconds']:.1f} s"

@@ -149,7 +149,7 @@ def main() -> None:
     stages = ("read_seconds", "infer_seconds", "encode_seconds", "stitch_seconds", "publish_seconds")
     print("panoptile: " + "  ".join(f"{s.removesuffix('_seconds')} {metrics[s]:.1f} s" for s in stages))
     inside = loop["preprocess"] + loop["forward"] + loop["post-process"]
-    print(f"network and post-processing: {inside / metrics['infer_seconds']:.2f} times faster")  # type: ignore[operator]
+    print(f"network and post-processing: {inside / metrics['infer_seconds']:.2f} times faster")
     print(f"end to end: {loop_wall:.1f} s against {wall:.1f} s: ratio {loop_wall / wall:.2f}")
 
 

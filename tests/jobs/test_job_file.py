@@ -156,3 +156,18 @@ def test_save_writes_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     again = shown("job.yaml")["options"]
     assert again["tile"] == first["options"]["tile"] == 640
     assert again["out"] == str(tmp_path / "out")
+
+
+def test_times_can_be_written_as_people_write_them(tmp_path: Path) -> None:
+    """Seconds, minutes and hours, on the command line and in the file; anything else is refused."""
+    job = tmp_path / "job.yaml"
+    job.write_text("sources: [a.tif]\nout: o\nunit_timeout: 3s\nstart_timeout: 90\n")
+    options = shown(str(job))["options"]
+    assert (options["unit_timeout"], options["start_timeout"]) == (3.0, 90.0)
+    options = shown(str(job), "--timeout-unit", "10m", "--start-timeout", "1h")["options"]
+    assert (options["unit_timeout"], options["start_timeout"]) == (600.0, 3600.0)
+    with pytest.raises(JobError, match="--timeout-unit wants a time"):
+        shown(str(job), "--timeout-unit", "soon")
+    job.write_text("sources: [a.tif]\nout: o\nunit_timeout: soon\n")
+    with pytest.raises(JobError, match="--timeout-unit wants a time"):
+        shown(str(job))

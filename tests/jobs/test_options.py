@@ -13,6 +13,7 @@ from tests.pipeline.worlds import TABLE, make_world
 from panoptile.jobs.exits import JobError
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.spec import JobSpec
+from panoptile.pipeline.plan import RasterPlan
 from panoptile.pipeline.raster_info import NODATA_ID
 
 import rasterio  # isort: skip  (after runs, which sets GDAL's environment)
@@ -101,8 +102,11 @@ def test_bands_and_scale_reach_the_reader(files: WorldFiles, tmp_path: Path) -> 
     base = JobSpec((str(files.image),), str(tmp_path / "out"), model=files.model, local=True)
     other = JobSpec(base.sources, base.out, model=base.model, bands=(3, 2, 1), scale="10,90", local=True)
     a, b = prepare(base), prepare(other)
-    assert a.plans[0].info.bands == (1, 2, 3)
-    assert (b.plans[0].info.bands, b.plans[0].info.scale) == ((3, 2, 1), (10.0, 90.0))
+    first, second = a.plans[0], b.plans[0]
+    assert isinstance(first, RasterPlan)
+    assert isinstance(second, RasterPlan)
+    assert first.info.bands == (1, 2, 3)
+    assert (second.info.bands, second.info.scale) == ((3, 2, 1), (10.0, 90.0))
     assert a.fingerprint != b.fingerprint
 
 
