@@ -82,8 +82,9 @@ class VideoFragment:
             overlap = None
             if frame.has_overlap:
                 overlap = np.zeros((before, n), np.int64)
-                a, b, pixels = overlaps.get(frame.item, (0, 0, 0))
-                overlap[a, b] = pixels
+                if frame.item in overlaps:
+                    a, b, pixels = overlaps[frame.item]
+                    overlap[a, b] = pixels
             yield (
                 frame,
                 FrameSegments(

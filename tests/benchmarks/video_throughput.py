@@ -10,6 +10,7 @@ and transformers' on a small random configuration: ours through the pipeline, th
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -189,10 +190,14 @@ def against_a_plain_loop(folder: Path, frames: int) -> None:
     torch.manual_seed(0)
     theirs = transformers.Mask2FormerForUniversalSegmentation(config).eval()
     theirs.save_pretrained(folder / "checkpoint")
+    labels = [{"name": f"class {i}", "is_thing": i < 3} for i in range(5)]
+    (folder / "labels.json").write_text(json.dumps(labels))
     run = pipeline(
         folder / "plain.mp4",
         folder / "out-plain",
-        NetworkFactory(str(folder / "checkpoint"), score_threshold=0.3, device="cpu"),
+        NetworkFactory(
+            str(folder / "checkpoint"), labels=str(folder / "labels.json"), score_threshold=0.3, device="cpu"
+        ),
     )
     seconds = _plain_loop(folder / "plain.mp4", theirs)
     print(

@@ -164,6 +164,20 @@ def test_a_missing_unit_leaves_a_gap_and_a_record(tmp_path: Path) -> None:
     assert {f["frame"] for f in frames if f["status"] == "failed"} == set(gone.items)
 
 
+def test_frames_in_which_nothing_is_found_are_void(tmp_path: Path) -> None:
+    """Empty frames, some in a row, inside units and at their borders, have one row of void; tracks go on behind them."""
+    world = make_world(14, frames=24)
+    labels, classes = world.labels.copy(), world.classes.copy()
+    for t in (0, 5, 6, 11, 12, 23):
+        labels[t], classes[t] = 0, 0
+    world = replace(world, labels=labels, classes=classes)
+    plan = plan_video(video_of(world, tmp_path), 12)
+    finish(run_units(tmp_path / "out", plan, write_truth(world, tmp_path)), plan)
+    maps, numbers = published_maps(tmp_path / "out", plan)
+    assert numbers.tolist() == list(range(24))
+    assert same_partition(expected_ids(world, numbers, 1.0), maps)[1] == []
+
+
 def test_a_damaged_fragment_is_withdrawn(tmp_path: Path) -> None:
     """A fragment that is not what was committed is never published: its commit goes, and the unit is redone."""
     world = make_world(11, frames=16)
