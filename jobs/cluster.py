@@ -66,13 +66,19 @@ def connect(address: ClusterAddress) -> JobSubmissionClient:
         client = JobSubmissionClient(address.url)
         client.get_version()
     except AuthenticationError as e:
+        does = "refuses the token" if _has_token() else "asks for a token"
         raise JobError(
             Exit.UNREACHABLE,
-            f"The cluster at {address.url} refuses the token: give the file that holds it with --auth-token-file.",
+            f"The cluster at {address.url} {does}: give the file that holds it with --auth-token-file.",
         ) from e
     except (ConnectionError, RuntimeError) as e:
         raise _unreachable(address.url, e) from e
-    for name in ("ray", "ray.dashboard", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+    for name in (
+        "ray",
+        "ray.dashboard",
+        "ray.dashboard.modules.dashboard_sdk",
+        "ray._private.runtime_env.packaging",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)  # notes on uploads are not what the user asked for
     return client
 
@@ -100,6 +106,13 @@ def find_job(client: JobSubmissionClient, job_id: str) -> JobDetails | None:
         if "404" in str(e) or "does not exist" in str(e):
             return None
         raise
+
+
+def _has_token() -> bool:
+    """Whether Ray finds any token where it looks."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    return bool(_token(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"))
 
 
 def _token(path: str) -> str:

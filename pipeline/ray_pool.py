@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
-from panoptile.pipeline.attempt import Attempt, UnitReport
+from panoptile.pipeline.attempt import Attempt, UnitError, UnitReport
 from panoptile.pipeline.pool import (
     IN_FLIGHT,
     Failure,
@@ -50,6 +50,9 @@ class _WorkerActor:
             report = self._worker.run(attempt)
         except ReplicaBroken:
             os._exit(1)  # Ray starts the process again; the driver sees a lost worker
+        except UnitError as e:
+            self._metrics.add_failure(e)
+            raise
         self._metrics.add(report)
         return report
 

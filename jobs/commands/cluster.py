@@ -271,13 +271,20 @@ def _watch_out(out: str, console: Console) -> JobStatus:
                 f"{found.job_id} was submitted to {found.cluster} but has not begun within {BEGIN_SECONDS:.0f} s: see "
                 f"what the cluster says of it with panoptile list --cluster {found.cluster}.",
             )
-        line = f"{found.state}  {found.done:,}/{found.units:,} units, {found.failed:,} with failures"
+        line = _progress(found.state, found)
         if line != said:
             console.say(line)
             said = line
         if found.state in TERMINAL:
             return found
         time.sleep(WATCH_SECONDS)
+
+
+def _progress(state: str, found: JobStatus) -> str:
+    """One line; before the plans are written there is nothing to count."""
+    if not found.units:
+        return state
+    return f"{state}  {found.done:,}/{found.units:,} units, {found.failed:,} with failures"
 
 
 def _watch_job(client: JobSubmissionClient, job_id: str, out: str, console: Console) -> int:
@@ -289,8 +296,7 @@ def _watch_job(client: JobSubmissionClient, job_id: str, out: str, console: Cons
     while True:
         info = client.get_job_info(job_id)
         try:
-            found = look_at(out)
-            line = f"{info.status.value.lower()}  {found.done:,}/{found.units:,} units, {found.failed:,} with failures"
+            line = _progress(info.status.value.lower(), look_at(out))
         except JobError:
             line = info.status.value.lower()  # it has not begun yet
         if line != said:
