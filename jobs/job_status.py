@@ -121,7 +121,8 @@ def status_text(status: JobStatus) -> str:
     if status.holder:
         lines.append(f"  {'running' if status.state == 'running' else 'last run':<10} {status.holder}")
     if status.message:
-        lines.append(f"  error      {status.message}")
+        label = "error" if status.state == "failed" else "ended"  # a job that was told to end is in no error
+        lines.append(f"  {label:<10} {status.message}")
     return "\n".join(lines)
 
 
