@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from panoptile.pipeline.background import TRIES, Task, TaskResult
+from panoptile.pipeline.ray_wait import wait_for
 from panoptile.pipeline.worker import THREAD_VARIABLES
 
 GET_SECONDS = 60.0
@@ -46,9 +47,9 @@ class RayBackground:
         if not self._running:
             return []
         refs = list(self._running)
-        done, _ = ray.wait(refs, num_returns=1, timeout=timeout)
+        done = wait_for(refs, count=1, timeout=timeout)
         if done:  # whatever else has arrived meanwhile
-            done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+            done = wait_for(refs, count=len(refs), timeout=0)
         results = [r for r in map(self._result, done) if r is not None]
         self._fill()
         return results

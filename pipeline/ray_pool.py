@@ -27,6 +27,7 @@ from panoptile.pipeline.pool import (
     total_room,
 )
 from panoptile.pipeline.ray_metrics import DriverMetrics, WorkerMetrics
+from panoptile.pipeline.ray_wait import wait_for
 from panoptile.pipeline.replica import ReplicaBroken
 from panoptile.pipeline.worker import THREAD_VARIABLES, Worker, WorkerSpec
 
@@ -114,7 +115,7 @@ class RayPool:
             if left <= 0:
                 self.close()
                 raise PoolError(self._pending())
-            ray.wait([a.ready for a in self._actors], num_returns=1, timeout=min(left, 5.0))
+            wait_for([a.ready for a in self._actors], count=1, timeout=min(left, 5.0))
             self._welcome()
 
     def room(self, *, alone: bool = False, spare: bool = False) -> int:
@@ -134,9 +135,9 @@ class RayPool:
         if not refs:
             time.sleep(min(timeout, 0.2))
             return []
-        done, _ = ray.wait(refs, num_returns=1, timeout=timeout)
+        done = wait_for(refs, count=1, timeout=timeout)
         if done:  # whatever else has arrived meanwhile
-            done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+            done = wait_for(refs, count=len(refs), timeout=0)
         outcomes = [self._outcome(ref) for ref in done]
         for outcome in outcomes:
             self._metrics.ended(outcome)
@@ -160,7 +161,7 @@ class RayPool:
     def peak_rss_bytes(self) -> dict[str, int]:
         """Peak resident size of each worker process."""
         refs = {a.name: a.handle.peak_rss_bytes.remote() for a in self._ready()}
-        done, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=10) if refs else ([], [])
+        done = wait_for(list(refs.values()), count=len(refs), timeout=10) if refs else []
         found = {}
         for name, ref in refs.items():
             if ref in done:
@@ -193,7 +194,7 @@ class RayPool:
         waiting = {a.ready: a for a in self._actors if a.ready is not None}
         if not waiting:
             return
-        done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
+        done = wait_for(list(waiting), count=len(waiting), timeout=0)
         for ref in done:
             a = waiting[ref]
             try:
