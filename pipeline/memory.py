@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import sys
+import time
 
 import pyarrow as pa
+
+EVERY_SECONDS = 1.0
+_released = -math.inf
 
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
@@ -42,8 +47,14 @@ def release_unused() -> None:
     """Return what Python, Arrow and the C library hold without using it.
 
     glibc keeps freed blocks for later; after a stage with large temporary arrays that is tens of megabytes.
-    Elsewhere than on glibc only Arrow's pool is emptied.
+    Elsewhere than on glibc only Arrow's pool is emptied. Not more than once in ``EVERY_SECONDS``: what gathers in less
+    is little, and looking through all objects of a large process takes half a second.
     """
+    global _released
+    now = time.monotonic()
+    if now - _released < EVERY_SECONDS:
+        return
+    _released = now
     gc.collect()
     pa.default_memory_pool().release_unused()
     if sys.platform == "linux":
