@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -129,10 +130,12 @@ def status(
 ) -> None:
     """Say how a job stands, from OUT alone: it works when the cluster is gone."""
     from panoptile.jobs.job_status import exit_of, status_text
+    from panoptile.jobs.state import store_errors
 
     console = Console(as_json=as_json, quiet=quiet)
     out = _out_of(target, lambda: _client(cluster, auth_token_file, insecure_cluster))
-    found = _watch_out(out, console) if watch else _settled(out)
+    with store_errors(out):
+        found = _watch_out(out, console) if watch else _settled(out)
     console.data(status_text(found), found.to_json())
     if watch:
         raise typer.Exit(exit_of(found))
@@ -151,23 +154,12 @@ def logs(
     """Print what happened, from OUT: it outlives the nodes that it happened on. JSON lines with --json."""
     import json
 
-    from panoptile.jobs.event_log import event_text, read_events
-    from panoptile.jobs.job_status import TERMINAL, look_at
-    from panoptile.jobs.lease import Observer
-    from panoptile.pipeline.store import open_store
+    from panoptile.jobs.event_log import event_text
 
     out = _out_of(target, lambda: _client(cluster, auth_token_file, insecure_cluster))
-    look_at(out)  # a folder without a job ends here
-    store, seen = open_store(out), set[str]()
-    observer = Observer(store)
-    while True:
-        ended = look_at(out, observer).state in TERMINAL
-        for event in read_events(store, seen):
-            if unit in (None, event.get("unit")) and worker in (None, event.get("worker")):
-                print(json.dumps(event) if as_json else event_text(event), flush=True)
-        if ended or not follow:
-            return
-        time.sleep(WATCH_SECONDS)
+    for event in _events(out, follow=follow):
+        if unit in (None, event.get("unit")) and worker in (None, event.get("worker")):
+            print(json.dumps(event) if as_json else event_text(event), flush=True)
 
 
 def cancel(
@@ -182,14 +174,17 @@ def cancel(
 ) -> None:
     """Stop a job; what is done is kept, and the same command goes on there."""
     from panoptile.jobs.cancellation import request_cancel
+    from panoptile.jobs.state import store_errors
 
     console = Console(as_json=as_json)
     out = _out_of(target, lambda: _client(cluster, auth_token_file, insecure_cluster))
-    found = _settled(out)
+    with store_errors(out):
+        found = _settled(out)
     if found.state != "running":
         console.data(f"{found.out} is not running ({found.state}): nothing was stopped", {"cancelled": False})
         return
-    request_cancel(found.out)
+    with store_errors(out):
+        request_cancel(found.out)
     if now:
         if found.job_id is None:
             raise invalid(
@@ -234,6 +229,27 @@ def _out_of(target: str | None, client: Any) -> str:
     if not target.startswith(ID_PREFIX) or "/" in target:
         return target
     return out_of_job(client(), target)
+
+
+def _events(out: str, *, follow: bool) -> Iterator[dict[str, Any]]:
+    """What OUT tells so far, and with ``follow`` what comes until the job ends."""
+    from panoptile.jobs.event_log import read_events
+    from panoptile.jobs.job_status import TERMINAL, look_at
+    from panoptile.jobs.lease import Observer
+    from panoptile.jobs.state import store_errors
+    from panoptile.pipeline.store import open_store
+
+    # here and not around the printing: a reader that goes away, as head does, is no error of the store
+    with store_errors(out):
+        look_at(out)  # a folder without a job ends here
+        store, seen = open_store(out), set[str]()
+        observer = Observer(store)
+        while True:
+            ended = look_at(out, observer).state in TERMINAL
+            yield from read_events(store, seen)
+            if ended or not follow:
+                return
+            time.sleep(WATCH_SECONDS)
 
 
 def _settled(out: str) -> JobStatus:

@@ -137,3 +137,11 @@ def test_cancel_stops_a_live_run_which_can_go_on(files: WorldFiles, tmp_path: Pa
     assert look_at(str(out)).state == "interrupted"
     run(files, out, tile=64, overlap=16)
     assert look_at(str(out)).state == "done"
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
+def test_a_bucket_that_is_not_there(command: str, s3_root: str) -> None:
+    """One sentence that names the object, and exit 6, as from every other command."""
+    with pytest.raises(JobError, match=r"job\.json: there is no such bucket") as refused:
+        invoked(command, "s3://panoptile-absent-bucket/out")
+    assert refused.value.code == 6
