@@ -193,7 +193,13 @@ def summary_text(prepared: Prepared, summary: Summary) -> str:
                 f"  {len(f.missing_units)} units are missing and nodata in the result: see deadletter.parquet"
             )
     m = summary.metrics
-    lines += ["", f"done    {_speed(m)}", *filter(None, [seam_line(m["seams"])]), *_saturation(m)]
+    has_rasters = any(isinstance(p, RasterPlan) for p in prepared.plans)
+    lines += [
+        "",
+        f"done    {_speed(m)}",
+        *filter(None, [seam_line(m["seams"])]),
+        *_saturation(m, has_rasters),
+    ]
     return "\n".join(lines)
 
 
@@ -233,13 +239,10 @@ def _speed(m: dict[str, Any]) -> str:
     )
 
 
-def _saturation(m: dict[str, Any]) -> list[str]:
+def _saturation(m: dict[str, Any], has_rasters: bool) -> list[str]:
     queries = m["queries"]
     if queries["max"] and queries["used_max"] >= 0.9 * queries["max"]:
-        return [
-            (
-                f"note    a tile used {queries['used_max']} of the network's {queries['max']} queries: "
-                "objects may be missed there; try a smaller --tile"
-            )
-        ]
+        where, remedy = ("tile", "; try a smaller --tile") if has_rasters else ("frame", "")
+        used = f"{queries['used_max']} of the network's {queries['max']} queries"
+        return [f"note    a {where} used {used}: objects may be missed there{remedy}"]
     return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from panoptile.jobs.exits import invalid
@@ -25,7 +26,11 @@ RASTER_OPTIONS = (
     "raster",
     "vector",
     "compression",
+    "max_pixels",
+    "allow_drivers",
 )
+_NEGATED = ("raster", "vector")
+"""Options that are on by default: a user who asks something of one has written ``--no-…``."""
 
 
 def split_sources(spec: JobSpec) -> tuple[list[str], list[str]]:
@@ -79,7 +84,13 @@ def _refuse_idle_options(spec: JobSpec, rasters: Sequence[str], videos: Sequence
             continue
         for name in names:
             if getattr(spec, name) != JobSpec.__dataclass_fields__[name].default:
+                flag = f"--{'no-' if name in _NEGATED else ''}{name.replace('_', '-')}"
                 raise invalid(
-                    f"--{name.replace('_', '-')} asks something of a {kind}, and no source is one: leave it out"
+                    f"{flag} asks something of a {kind}, and no source is one: leave it out"
                     + (", or add --as video." if kind == "video" else ".")
                 )
+    if spec.sequence_fps is not None and not any(os.path.isdir(path) for path in videos):
+        raise invalid(
+            "--sequence-fps gives the times of a folder of numbered images, and no source is one: leave it out; "
+            "--fps chooses frames of a video."
+        )

@@ -214,6 +214,10 @@ def test_a_folder_of_numbered_images_is_a_video(clip: Clip, tmp_path: Path) -> N
     ("options", "sentence"),
     [
         ({"bands": (1, 2, 3)}, "--bands asks something of a raster"),
+        ({"max_pixels": 100.0}, "--max-pixels asks something of a raster"),
+        ({"allow_drivers": ("BMP",)}, "--allow-drivers asks something of a raster"),
+        ({"vector": False}, "--no-vector asks something of a raster"),
+        ({"sequence_fps": 3.0}, "--sequence-fps gives the times of a folder"),
         ({"fps": 2.0, "every": 3}, "--fps and --every exclude each other"),
         ({"start": 99.0}, "--start"),
         ({"max_age": -1.0}, "--max-age"),
@@ -237,6 +241,16 @@ def test_video_options_on_rasters_are_refused(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="--fps asks something of a video") as refused:
         prepare(spec)
     assert refused.value.code is Exit.INVALID
+
+
+def test_a_video_is_not_told_to_use_smaller_tiles(clip: Clip) -> None:
+    """The note on a network that ran out of queries names a frame, and no option that videos refuse."""
+    prepared = prepare(job(clip, in_memory()))
+    summary = run_job(prepared, QUIET)
+    summary.metrics["queries"] = {"max": 100, "used_max": 99}
+    text = summary_text(prepared, summary)
+    assert "a frame used 99 of the network's 100 queries" in text
+    assert "--tile" not in text
 
 
 def test_contact_sheets_are_drawn_again(clip: Clip) -> None:
