@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,8 +215,8 @@ def _evaluate_videos(
         console.say(f"compare {stem_of(key)}")
         found = run.video(key, found_ids)
         vpq.start_video(labels.describe, found.describe)
-        total, frames = PairCounter(), 0
-        for _, left, right in both_frames(stem_of(key), labels, found):
+        total, frames, alone = PairCounter(), 0, Counter[str]()
+        for _, left, right in both_frames(stem_of(key), labels, found, alone):
             counter = PairCounter()
             counter.add(left, right)
             vpq.add_frame(counter.result())
@@ -225,14 +226,22 @@ def _evaluate_videos(
         scores.add(pairs, labels, found)
         stq.add(pairs, *described(pairs, labels, found))
         names.append(f"{stem_of(key)} ({frames} frames)")
+        if alone:
+            notes.append(f"{stem_of(key)}: frames that only {' or '.join(sorted(alone))} has were left out.")
     if not names:
         raise invalid(f"The ground truth has nothing for {', '.join(without[:5])}: name it like the videos.")
     video = (vpq.result(), stq.result())
     return _summary("video", names, scores, matched, (*notes, missing("videos", without)), video)
 
 
-def both_frames(name: str, truth: VideoLabels, found: VideoLabels) -> Iterator[tuple[int, Labels, Labels]]:
-    """(number, labels, labels) of the frames that both have, in order. Exit 2 without any, and for two sizes."""
+def both_frames(
+    name: str, truth: VideoLabels, found: VideoLabels, alone: Counter[str] | None = None
+) -> Iterator[tuple[int, Labels, Labels]]:
+    """(number, labels, labels) of the frames that both have, in order. Exit 2 without any, and for two sizes.
+
+    ``alone``: takes up which side has frames that the other has not.
+    """
+    alone = Counter() if alone is None else alone
     left, right = truth.frames(), found.frames()
     a, b = next(left, None), next(right, None)
     common = 0
@@ -246,9 +255,12 @@ def both_frames(name: str, truth: VideoLabels, found: VideoLabels) -> Iterator[t
             yield a[0], a[1], b[1]
             a, b = next(left, None), next(right, None)
         elif a[0] < b[0]:
+            alone["the ground truth"] += 1
             a = next(left, None)
         else:
+            alone["the result"] += 1
             b = next(right, None)
+    alone.update({"the ground truth": 1} if a is not None else {"the result": 1} if b is not None else {})
     if not common:
         raise invalid(f"{name}: the two sides have no frame in common.")
 

@@ -40,6 +40,7 @@ def write_ytvis(path: Path, name: str, masks: Path, tracks: Path, frames: Path, 
         "height": height,
         "length": len(numbers),
         "file_names": [f"{name}/{frame:08d}" for frame in numbers.tolist()],
+        "frame_numbers": numbers.tolist(),  # ours: which frames of the file these are, for runs over every n-th
     }
     categories = [{"id": c.class_id, "name": c.name, "supercategory": c.name} for c in classes if c.is_thing]
     head = {"info": {"description": name}, "videos": [video], "categories": categories}

@@ -98,7 +98,8 @@ class VisVideo:
     name: str
     height: int
     width: int
-    length: int
+    numbers: tuple[int, ...]
+    """Numbers of its frames: its own field ``frame_numbers``, which our export writes, else 0, 1, 2, …"""
     annotations: tuple[dict[str, Any], ...]
 
 
@@ -120,10 +121,10 @@ class VisLabels:
         from pycocotools import mask as coco_mask
 
         video = self._video
-        for frame in range(video.length):
+        for place, frame in enumerate(video.numbers):
             labels = np.full((video.height, video.width), self._rest, np.int64)
             for number, annotation in enumerate(video.annotations, start=1):
-                rle = annotation["segmentations"][frame]
+                rle = annotation["segmentations"][place]
                 class_id = self._class_ids.get(int(annotation["category_id"]), UNSCORED)
                 if rle is None or class_id == UNSCORED:
                     continue
@@ -171,8 +172,11 @@ def read_vis_document(path: str) -> VisDocument:
             if any(len(a["segmentations"]) != len(names) for a in by_video[int(v["id"])]):
                 raise ValueError(f"video {v['id']} has {len(names)} frames, but not all of its tracks have")
             name = os.path.dirname(names[0]) or str(v["id"])
+            numbers = tuple(int(n) for n in v.get("frame_numbers", range(len(names))))
+            if len(numbers) != len(names) or sorted(set(numbers)) != list(numbers):
+                raise ValueError(f"video {v['id']}: frame_numbers must ascend, one for each of its frames")
             videos[name] = VisVideo(
-                name, int(v["height"]), int(v["width"]), len(names), tuple(by_video[int(v["id"])])
+                name, int(v["height"]), int(v["width"]), numbers, tuple(by_video[int(v["id"])])
             )
         return VisDocument(tuple((int(c["id"]), str(c["name"])) for c in document["categories"]), videos)
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as e:

@@ -131,12 +131,39 @@ def test_frames_that_one_side_lacks_are_not_compared(tmp_path: Path) -> None:
     late = _write_run(tmp_path / "late", labels[2:], first=2)
     result = _eval(late, whole)
     assert result.pixels == 4 * 8 * 20
+    assert any("only the ground truth has were left out" in note for note in result.notes)
     assert result.video is not None
     assert result.video[0].all == 1.0
     assert sorted(result.video[0].windows) == [1, 2, 4]
     other = _write_run(tmp_path / "other", labels, first=100)
     with pytest.raises(JobError, match="no frame in common"):
         _eval(other, whole)
+
+
+def test_youtube_vis_of_every_nth_frame_is_compared_in_its_place(tmp_path: Path) -> None:
+    """``frame_numbers``, which our export writes, says which frames of the file a document holds."""
+    labels = _video()
+    out = _write_run(tmp_path / "out", labels)
+    tracks = []
+    for frame in (0, 2, 4):
+        code = coco_mask.encode(np.asfortranarray(labels[frame] == CAR, np.uint8))
+        tracks.append({"size": code["size"], "counts": code["counts"].decode()})
+    video = {"id": 1, "height": 8, "width": 20, "file_names": [f"clip/{t}" for t in (0, 2, 4)]}
+    document = {
+        "videos": [{**video, "frame_numbers": [0, 2, 4]}],
+        "categories": [{"id": 5, "name": "car"}],
+        "annotations": [{"id": 1, "video_id": 1, "category_id": 5, "iscrowd": 0, "segmentations": tracks}],
+    }
+    vis = tmp_path / "vis.json"
+    vis.write_text(json.dumps(document))
+    result = _eval(out, vis)
+    assert result.pixels == 3 * 8 * 20
+    assert result.panoptic.things.pq == 1.0
+    assert any("only the result has" in note for note in result.notes)
+    document["videos"] = [{**video, "frame_numbers": [0, 4, 2]}]
+    vis.write_text(json.dumps(document))
+    with pytest.raises(JobError, match="frame_numbers must ascend"):
+        _eval(out, vis)
 
 
 def test_compare_two_runs_over_a_video(tmp_path: Path) -> None:
