@@ -71,7 +71,13 @@ def test_inputs_are_published_while_others_run_and_the_bytes_are_the_same(
     ):
         summary = run(scenes, tmp_path / "streamed")
     assert summary.exit is Exit.DONE
-    assert [e for e in events if e.startswith("publish")] == ["publish b", "publish c", "publish a"]
+    published_in_turn = [e for e in events if e.startswith("publish")]
+    assert published_in_turn[0] == "publish b"
+    assert sorted(published_in_turn) == [
+        "publish a",
+        "publish b",
+        "publish c",
+    ]  # the small ones may end together
     assert events.index("publish b") < events.index("unit a")
     results = tmp_path / "streamed" / "_state" / "results"
     assert len(list(results.iterdir())) == 3

@@ -145,7 +145,7 @@ def test_label_rasters_raise_the_training_pq(tmp_path: Path, base: Path) -> None
 def test_coco_panoptic_raises_the_training_pq(tmp_path: Path, base: Path) -> None:
     """(c) A COCO panoptic file with its label images: PQ on the training windows rises."""
     file = write_coco(tmp_path / "coco", [world(i) for i in range(3)], panoptic=True)
-    recipe = recipe_file(tmp_path, steps=40, validate_every=10, save_every=40)
+    recipe = recipe_file(tmp_path, steps=80, validate_every=20, save_every=80)
     summary = trained(
         file, "--masks", file.parent / "panoptic", "--val-fraction", 0, "--model", base, "--recipe", recipe,
         "-o", tmp_path / "run",
