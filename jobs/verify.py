@@ -87,6 +87,8 @@ def _read_manifest(store: Store, success: dict[str, Any]) -> tuple[list[dict[str
         problem = _differs(store, key, str(success.get(name)), None)
         if problem is not None:
             found.append(Mismatch(kind, key, problem))  # type: ignore[arg-type]
+    if any(m.kind == "manifest" for m in found):
+        return [], found  # what a damaged list says of other files would only mislead
     try:
         rows = parquet_rows(store.read_bytes(layout.MANIFEST)) or []
     except FileNotFoundError:
