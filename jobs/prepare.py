@@ -86,6 +86,11 @@ class Prepared:
         area = pixel_area_m2(plan.info) if isinstance(plan, RasterPlan) else None
         return node_filter(self.spec, self.model.classes, area)
 
+    @property
+    def link_fields(self) -> dict[str, object]:
+        """What decides how segments of videos are linked; empty where there are none."""
+        return self.spec.link_fields() if self.videos else {}
+
     def result_name(self, plan: AnyPlan) -> str:
         """What decides the published bytes of one input, given its fragments."""
         if isinstance(plan, RasterPlan):

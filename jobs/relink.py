@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from panoptile.jobs.console import Console
+from panoptile.jobs.earlier_result import Summary
 from panoptile.jobs.exits import Exit, JobError, invalid
 from panoptile.jobs.prepare import Prepared, prepare
 from panoptile.jobs.resume import recorded_spec
-from panoptile.jobs.segment import Summary, run_job
+from panoptile.jobs.segment import run_job
 from panoptile.jobs.spec import JobSpec
 from panoptile.jobs.state import absolute_paths, read_json, store_errors
 from panoptile.jobs.survey import survey, to_run

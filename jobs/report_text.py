@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from panoptile.jobs.earlier_result import Summary
 from panoptile.jobs.prepare import Prepared
 from panoptile.jobs.replicas import worker_bytes, worker_count
 from panoptile.jobs.results import listing
 from panoptile.jobs.seam_report import seam_line
-from panoptile.jobs.segment import Summary
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline.finish import FinishedInput
 from panoptile.pipeline.inputs import shown

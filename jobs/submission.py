@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 from panoptile.jobs.cluster import find_job
 from panoptile.jobs.cluster_probe import ANSWER
 from panoptile.jobs.code_package import JOB_FILE, pack
+from panoptile.jobs.earlier_result import finished_as
 from panoptile.jobs.exits import Exit, JobError, invalid
 from panoptile.jobs.lease import highest_epoch
-from panoptile.jobs.state import finished_before, store_errors
+from panoptile.jobs.state import store_errors
 from panoptile.jobs.survey import survey, to_run
 from panoptile.pipeline.remote_uri import scheme_of
 from panoptile.pipeline.store import open_store
@@ -102,10 +103,8 @@ def finished_exit(prepared: Prepared) -> Exit | None:
     found = survey(store, prepared.plans)
     if to_run(store, found, retry_quarantined=True):
         return None
-    units = {u.id: found.commits[u.id].sha256 for plan in prepared.plans for u in plan.units()}
-    done = finished_before(store, prepared.fingerprint, units)
-    links = prepared.spec.link_fields() if prepared.videos else {}
-    return None if done is None or done.link != links else done.exit
+    done = finished_as(store, prepared, found)
+    return None if done is None else done.exit
 
 
 def _free_id(client: JobSubmissionClient, base: str) -> tuple[str, bool]:

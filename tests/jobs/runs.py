@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from panoptile.jobs import replicas
 from panoptile.jobs.console import Console
+from panoptile.jobs.earlier_result import Summary
 from panoptile.jobs.prepare import prepare
-from panoptile.jobs.segment import Summary, run_job
+from panoptile.jobs.segment import run_job
 from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline import gdal_env, layout
 from panoptile.pipeline.plan import RasterPlan, Unit
@@ -115,7 +116,7 @@ def _run(files: WorldFiles, out: Path, shuffle: int | None, options: dict[str, o
     console = Console(quiet=True)
     if shuffle is None:
         return run_job(prepared, console)
-    from panoptile.jobs import segment
+    from panoptile.jobs import leased_run
     from panoptile.jobs.survey import open_units as real
 
     def shuffled(store: Store, plans: Sequence[RasterPlan], *, retry_quarantined: bool) -> list[Unit]:
@@ -123,7 +124,7 @@ def _run(files: WorldFiles, out: Path, shuffle: int | None, options: dict[str, o
         random.Random(shuffle).shuffle(units)
         return units
 
-    with mock.patch.object(segment, "open_units", shuffled):
+    with mock.patch.object(leased_run, "open_units", shuffled):
         return run_job(prepared, console)
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -18,6 +19,7 @@ from tests.pipeline.worlds import make_world
 from panoptile.jobs import publishing, segment
 from panoptile.jobs.console import Console
 from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.open_units_run import OpenUnitsRun
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline.attempt import Attempt, UnitError, UnitReport
@@ -72,16 +74,16 @@ def test_an_input_replaced_while_it_is_read_is_not_published(files: WorldFiles, 
     image = tmp_path / "in.tif"
     shutil.copy(files.image, image)
     moving = WorldFiles(image, files.labels, files.classes, files.table)
-    real = segment._run_units
+    real = OpenUnitsRun.execute
 
-    def replaced(*args: object) -> object:
-        done = real(*args)  # type: ignore[arg-type]
+    def replaced(*args: Any) -> object:
+        done = real(*args)
         shutil.copy(files.image, image)
         os.utime(image, ns=(1, 1))
         return done
 
     with (
-        mock.patch.object(segment, "_run_units", replaced),
+        mock.patch.object(OpenUnitsRun, "execute", replaced),
         pytest.raises(JobError, match="was changed") as e,
     ):
         run(moving, tmp_path / "out", **TILING)

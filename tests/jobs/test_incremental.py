@@ -14,10 +14,11 @@ from tests.jobs.runs import WorldFiles, published, threads, write_world
 from tests.pipeline.worlds import make_world
 
 from panoptile.jobs.console import Console
+from panoptile.jobs.earlier_result import Summary
 from panoptile.jobs.exits import JobError
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.resume import recorded_spec
-from panoptile.jobs.segment import Summary, run_job
+from panoptile.jobs.segment import run_job
 from panoptile.jobs.spec import JobSpec
 from panoptile.jobs.verify import verify
 from panoptile.pipeline.store import open_store

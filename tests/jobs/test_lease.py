@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -18,6 +19,7 @@ from panoptile.jobs.console import Console
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.follow import Followed, take_lease
 from panoptile.jobs.lease import Lease, Observer, beat_key, claim, highest_epoch, lease_key
+from panoptile.jobs.open_units_run import OpenUnitsRun
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.spec import IfRunning, JobSpec
 from panoptile.pipeline.store import Store, open_store
@@ -215,18 +217,19 @@ def test_a_run_that_was_taken_for_dead_does_no_harm(
     """Another run takes over in the middle: the first stops, follows, and both end with the same result."""
     taken = threading.Event()
     out = tmp_path / "out"
-    real = segment._run_units
+    real = OpenUnitsRun.execute
 
-    def overtaken(store: Store, *rest: object) -> object:
+    def overtaken(*args: Any) -> object:
         """After the units, before publishing, a run elsewhere takes the lease for a second."""
-        done = real(store, *rest)  # type: ignore[arg-type]
+        done = real(*args)
         if not taken.is_set():
             taken.set()
+            store = open_store(out)
             foreign(store, epoch=highest_epoch(store) + 1)
             time.sleep(0.3)  # a beat comes in between, and sees it
         return done
 
-    with mock.patch.object(segment, "_run_units", overtaken):
+    with mock.patch.object(OpenUnitsRun, "execute", overtaken):
         summary = run(world, out, **TILING)
     assert taken.is_set()
     assert highest_epoch(open_store(out)) == 3

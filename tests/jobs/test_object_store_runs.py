@@ -17,9 +17,10 @@ from tests.object_stores import Server, reach
 from tests.pipeline.worlds import make_world
 
 from panoptile.jobs.console import Console
+from panoptile.jobs.earlier_result import Summary
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.previews import redraw
-from panoptile.jobs.segment import Summary, run_job
+from panoptile.jobs.segment import run_job
 from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline import layout
 from panoptile.pipeline.store import open_store

@@ -13,8 +13,9 @@ from tests.jobs.runs import arrays, published
 
 from panoptile.jobs.console import Console
 from panoptile.jobs.demo import SCENES, fetch_scenes
+from panoptile.jobs.earlier_result import Summary
 from panoptile.jobs.prepare import prepare
-from panoptile.jobs.segment import Summary, run_job
+from panoptile.jobs.segment import run_job
 from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline import gdal_env
 from panoptile.pipeline.raster_info import NODATA_ID

@@ -20,7 +20,7 @@ from tests.jobs.runs import WorldFiles, published, run, threads, write_world
 from tests.jobs.test_bad_input import panoptile
 from tests.pipeline.worlds import make_world
 
-from panoptile.jobs import segment
+from panoptile.jobs import leased_run, open_units_run, segment
 from panoptile.jobs.console import Console
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.prepare import prepare
@@ -195,7 +195,9 @@ def test_a_touched_input_is_not_run_again(pair: Pair) -> None:
     for seconds in (1_700_000_000, 1_800_000_000):
         os.utime(pair.second, (seconds, seconds))
         assert explained(pair.out) == []
-        with mock.patch.object(segment, "make_pool", side_effect=AssertionError("a replica was started")):
+        with mock.patch.object(
+            open_units_run, "make_pool", side_effect=AssertionError("a replica was started")
+        ):
             assert run(pair.files, pair.out, **TILING).exit is Exit.DONE
     assert published(pair.out) == before
 
@@ -221,7 +223,7 @@ def test_an_input_that_is_put_back_is_run_again(pair: Pair) -> None:
     data = bytearray(original)
     data[-1] ^= 0xFF
     pair.second.write_bytes(data)
-    with mock.patch.object(segment, "ContentHashes"):
+    with mock.patch.object(leased_run, "ContentHashes"):
         run(pair.files, pair.out, **TILING)
     pair.second.write_bytes(original)
     assert run(pair.files, pair.out, **TILING).metrics["units_run"] == pair.units
@@ -291,7 +293,7 @@ def test_resume_leaves_alone_what_was_given_up_unless_told_otherwise(
         False,
         True,
     ]
-    with mock.patch.object(segment, "make_pool", side_effect=AssertionError("a replica was started")):
+    with mock.patch.object(open_units_run, "make_pool", side_effect=AssertionError("a replica was started")):
         left = segment.run_job(prepared, Console(quiet=True), retry_quarantined=False)
     assert (left.exit, left.already_done) == (Exit.QUARANTINED, True)
     with threads():
@@ -306,7 +308,7 @@ def test_a_finished_job_lists_its_inputs_and_all_its_runs(finished: Path, world:
     [victim] = sorted((finished / "_state" / "commits").iterdir())[3:4]
     victim.unlink()
     first = run(world, finished, **TILING)
-    with mock.patch.object(segment, "make_pool", side_effect=AssertionError("a replica was started")):
+    with mock.patch.object(open_units_run, "make_pool", side_effect=AssertionError("a replica was started")):
         again = run(world, finished, **TILING)
     assert again.already_done
     assert again.inputs == first.inputs
@@ -323,7 +325,7 @@ def test_published_inputs_are_not_published_again(pair: Pair) -> None:
     (pair.out / "_SUCCESS.json").unlink()
     [parquet] = pair.out.glob("segments/b-*.parquet")
     parquet.unlink()
-    with mock.patch.object(segment, "_finish", wraps=segment._finish) as finish:
+    with mock.patch.object(leased_run, "_finish", wraps=leased_run._finish) as finish:
         run(pair.files, pair.out, **TILING)
     assert finish.call_count == 1
     assert published(pair.out) == before

@@ -18,10 +18,11 @@ from tests.pipeline.trigger_replica import CLASSES, TriggerFactory
 from panoptile.jobs import prepare as prepare_module
 from panoptile.jobs import publishing
 from panoptile.jobs.console import Console
+from panoptile.jobs.earlier_result import Summary
 from panoptile.jobs.exits import Exit
 from panoptile.jobs.models import ResolvedModel
 from panoptile.jobs.publishing import PublishCall, StreamedPublishing, longest_first, make_background
-from panoptile.jobs.segment import Summary, run_job
+from panoptile.jobs.segment import run_job
 from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline.attempt import UnitReport
 from panoptile.pipeline.driver import Listener

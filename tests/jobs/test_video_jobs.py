@@ -21,13 +21,14 @@ from tests.pipeline.worlds import make_world as make_raster_world
 
 from panoptile.jobs import replicas, segment
 from panoptile.jobs.console import Console
+from panoptile.jobs.earlier_result import Summary
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.previews import redraw
 from panoptile.jobs.relink import prepare_relink, relink
 from panoptile.jobs.report_text import plan_fields, plan_text, summary_text
 from panoptile.jobs.resume import recorded_spec
-from panoptile.jobs.segment import Summary, run_job
+from panoptile.jobs.segment import run_job
 from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline import layout
 from panoptile.pipeline.store import Store, open_store

@@ -1,0 +1,71 @@
+"""What an earlier run of the very same job left in OUT: the whole result, or inputs that are published already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from panoptile.jobs.exits import Exit
+from panoptile.jobs.prepare import Prepared
+from panoptile.jobs.results import PUBLISHED_FOLDERS, commits_of, load_result, result_key
+from panoptile.jobs.state import Finished, finished_before
+from panoptile.jobs.survey import Survey, survey, to_run
+from panoptile.pipeline.commit import Commit
+from panoptile.pipeline.finish import FinishedInput
+from panoptile.pipeline.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a job ended."""
+
+    exit: Exit
+    out: str
+    inputs: tuple[FinishedInput, ...]
+    metrics: dict[str, Any]
+    already_done: bool = False
+    """Nothing was run: the result was there, or another run made it."""
+    skipped: bool = False
+    """Another run of this job is at work, and --if-running skip asked to leave it alone."""
+
+
+def earlier_result(store: Store, prepared: Prepared, retry_quarantined: bool) -> Summary | None:
+    """The result of an earlier run, where there is nothing left to do."""
+    found = survey(store, prepared.plans)
+    if to_run(store, found, retry_quarantined=retry_quarantined):
+        return None
+    done = finished_as(store, prepared, found)
+    return None if done is None else summary_of(store, prepared, found, done)
+
+
+def finished_as(store: Store, prepared: Prepared, found: Survey) -> Finished | None:
+    """The complete record of this very job over the units that are committed now; None where there is none."""
+    units = {
+        u.id: found.commits[u.id].sha256 if u.id in found.commits else None
+        for plan in prepared.plans
+        for u in plan.units()
+    }
+    done = finished_before(store, prepared.fingerprint, units)
+    return None if done is None or done.link != prepared.link_fields else done
+
+
+def summary_of(store: Store, prepared: Prepared, found: Survey, done: Finished) -> Summary:
+    """What that record, and those of its inputs, say."""
+    inputs = known_results(store, prepared, found.commits)
+    return Summary(done.exit, store.root, tuple(inputs.values()), done.metrics, already_done=True)
+
+
+def known_results(
+    store: Store, prepared: Prepared, commits: Mapping[str, Commit]
+) -> dict[str, FinishedInput]:
+    """What is published already and still right, by the inputs' keys."""
+    records = store.read_all("_state/results")
+    sizes = {s.key: s.size for folder in PUBLISHED_FOLDERS for s in store.walk(folder)}
+    known = {}
+    for plan in prepared.plans:
+        data = records.get(result_key(plan.key))
+        result = load_result(data, plan, prepared.result_name(plan), commits_of(plan, commits), sizes)
+        if result is not None:
+            known[plan.key] = result
+    return known

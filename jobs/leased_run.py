@@ -1,0 +1,225 @@
+"""The run that holds the lease of a folder: units, then each input, then the files that say that all is there.
+
+Order of what is written: plan, unit commits, files of each input, classes, manifest, generation, and
+``_SUCCESS.json`` last: readers trust only that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+
+from panoptile.jobs import interrupt
+from panoptile.jobs.cancellation import is_cancelled
+from panoptile.jobs.console import Console
+from panoptile.jobs.deadletter import dead_letter, rows_of_run
+from panoptile.jobs.earlier_result import Summary, earlier_result, known_results
+from panoptile.jobs.event_log import EventLog
+from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.follow import LeaseLost
+from panoptile.jobs.incremental import grow_job
+from panoptile.jobs.input_content import ContentHashes
+from panoptile.jobs.interrupt import TERMINATED_EXIT, Terminated
+from panoptile.jobs.job_status import write_totals
+from panoptile.jobs.lease import Lease
+from panoptile.jobs.metrics import job_metrics
+from panoptile.jobs.open_units_run import OpenUnitsRun
+from panoptile.jobs.prepare import Prepared
+from panoptile.jobs.publishing import publish_call
+from panoptile.jobs.results import (
+    failed_items,
+    manifest,
+    save_result,
+    succeed,
+    withdraw_unlisted,
+)
+from panoptile.jobs.run_log import RunLog, earlier_runs
+from panoptile.jobs.state import store_errors
+from panoptile.jobs.survey import open_units, survey
+from panoptile.pipeline import layout
+from panoptile.pipeline.any_plan import AnyPlan
+from panoptile.pipeline.fault_points import reach
+from panoptile.pipeline.finish import FinishedInput
+from panoptile.pipeline.plan import Unit
+from panoptile.pipeline.run_result import RunResult
+from panoptile.pipeline.store import Store, StoreUnreachable
+
+
+class LeasedRun:
+    """The run that holds the lease."""
+
+    def __init__(
+        self,
+        store: Store,
+        prepared: Prepared,
+        console: Console,
+        lease: Lease,
+        allowed_failures: int,
+        retry_quarantined: bool,
+    ) -> None:
+        self._store, self._prepared, self._console = store, prepared, console
+        self._lease, self._allowed, self._retry = lease, allowed_failures, retry_quarantined
+        self._log = RunLog(store, f"{lease.epoch:08d}-{lease.token[:8]}")
+        self._events = EventLog(store, self._log.run)
+        for call in (self._log.save, self._events.flush_now_and_then, self._heed_cancel):
+            lease.each_beat(call)
+
+    def to_its_end(self) -> Summary:
+        """Run; whatever happens, say in the store how it ended."""
+        out = self._prepared.spec.out
+        try:
+            with store_errors(out, started=True):
+                summary = self._work()
+        except LeaseLost:
+            raise
+        except JobError as e:
+            self._end(int(e.code), str(e))
+            raise
+        except KeyboardInterrupt:
+            self._end(int(Exit.INTERRUPTED), "interrupted")
+            raise
+        except Terminated:
+            self._end(TERMINATED_EXIT, "terminated")
+            raise
+        except BaseException as e:
+            self._end(int(Exit.INTERNAL), f"internal error: {type(e).__name__}: {e}")
+            raise
+        self._end(int(summary.exit), "")
+        return summary
+
+    def _end(self, code: int, message: str) -> None:
+        """Record the end; that it cannot be recorded (a full disk) must not hide how the run itself ended."""
+        self._log.exit = code
+        self._events.add("end", exit=code, message=message)
+        for record in (self._log.save, self._events.flush, lambda: self._lease.release(code, message)):
+            try:
+                record()
+            except OSError as e:
+                self._console.say(f"note    the end of this run could not be recorded: {e}")
+
+    def _heed_cancel(self) -> None:
+        if is_cancelled(self._store, self._lease.epoch):
+            interrupt.request()
+
+    def _work(self) -> Summary:
+        store, prepared = self._store, self._prepared
+        if prepared.spec.incremental:
+            grow_job(store, prepared.uris)
+        todo = open_units(store, prepared.plans, retry_quarantined=self._retry)
+        write_totals(store, units=prepared.units, items=prepared.tiles)
+        if not todo:
+            done = earlier_result(store, prepared, self._retry)  # another run may have made it meanwhile
+            if done is not None:
+                return done
+        if len(todo) < prepared.units:
+            self._console.say(
+                f"resume  {prepared.units - len(todo)} of {prepared.units} units are done already"
+            )
+        self._events.add("start", units=len(todo), of=prepared.units, inputs=len(prepared.plans))
+        store.delete(layout.SUCCESS)
+        result, rss = self._segment(todo)
+        inputs = self._publish()
+        summary = self._conclude(inputs, result, rss)
+        if prepared.spec.incremental:
+            from panoptile.jobs.stac import write_catalog
+
+            write_catalog(prepared.spec.out)
+        return summary
+
+    # --- segment ---
+
+    def _segment(self, todo: list[Unit]) -> tuple[RunResult, dict[str, int]]:
+        """Run the open units and hash the inputs beside them."""
+        if not todo:
+            return RunResult(), {}
+        hashes = ContentHashes(self._store, self._prepared.plans)
+        hashes.start()
+        try:
+            self._log.segmenting(True)
+            run = OpenUnitsRun(
+                self._store, self._prepared, self._console, self._log, self._events, self._hold
+            )
+            return run.execute(todo, self._allowed)
+        finally:
+            self._log.segmenting(False)
+            hashes.stop()
+
+    def _hold(self) -> None:
+        if self._lease.lost:
+            raise LeaseLost
+
+    # --- publish ---
+
+    def _publish(self) -> list[FinishedInput]:
+        store, prepared = self._store, self._prepared
+        commits = survey(store, prepared.plans).commits
+        known = known_results(store, prepared, commits)
+        inputs = []
+        for plan in prepared.plans:
+            self._hold()
+            finished = known.get(plan.key)
+            if finished is None:
+                self._console.say(f"publish {plan.info.stem}")
+                self._events.add("publish", input=plan.uri)
+                finished = _finish(store, prepared, plan)
+                save_result(store, finished, prepared.result_name(plan))
+            inputs.append(finished)
+        return inputs
+
+    def _conclude(self, inputs: Sequence[FinishedInput], result: RunResult, rss: dict[str, int]) -> Summary:
+        """Classes, manifest, dead letter, metrics, generation, and _SUCCESS.json last."""
+        store, prepared = self._store, self._prepared
+        commits = survey(store, prepared.plans).commits
+        failed = failed_items(prepared.plans, commits)
+        missing = [u for f in inputs for u in f.missing_units]
+        code = Exit.QUARANTINED if missing or failed or prepared.skipped else Exit.DONE
+        if not self._lease.still_held():
+            raise LeaseLost
+        classes = json.dumps(prepared.model.classes.to_json(), indent=1).encode()
+        store.put_bytes(layout.CLASSES, classes)
+        withdraw_unlisted(store, inputs)
+        reach("manifest.before")
+        listed = manifest(inputs, {u.id for u in failed})
+        store.put_bytes(layout.MANIFEST, listed)
+        reach("manifest.after")
+        if code is Exit.QUARANTINED:
+            rows = rows_of_run(store, prepared, result, missing, failed)
+            store.put_bytes(layout.DEADLETTER, dead_letter(rows))
+        else:
+            store.delete(layout.DEADLETTER)  # of an earlier run whose failures are healed
+        self._log.exit = int(code)
+        quarantined = len(missing) + len(failed)
+        metrics = job_metrics(
+            prepared, inputs, self._log, earlier_runs(store, self._log.run), rss, quarantined
+        )
+        store.put_bytes(layout.METRICS, json.dumps(metrics, indent=1).encode())
+        success: dict[str, object] = {
+            "manifest_sha256": hashlib.sha256(listed).hexdigest(),
+            "classes_sha256": hashlib.sha256(classes).hexdigest(),
+            "fingerprint": prepared.fingerprint,
+            "inputs": len(inputs),
+            "inputs_skipped": len(prepared.skipped),
+            "units": prepared.units,
+            "units_quarantined": quarantined,
+            "segments": sum(f.segments for f in inputs),
+            **({"link": prepared.link_fields} if prepared.videos else {}),
+        }
+        reach("generation.before")
+        succeed(store, code, success)
+        return Summary(code, store.root, tuple(inputs), metrics)
+
+
+def _finish(store: Store, prepared: Prepared, plan: AnyPlan) -> FinishedInput:
+    """Join and publish one input."""
+    try:
+        return publish_call(prepared, plan).finished(store)
+    except StoreUnreachable:
+        raise
+    except (OSError, ValueError) as e:
+        raise JobError(
+            Exit.FAILED,
+            f"Publishing {plan.uri} failed: {e} (scratch files go to {tempfile.gettempdir()}). "
+            "Finished units are kept: run the same command to go on.",
+        ) from e
