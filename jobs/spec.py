@@ -37,7 +37,7 @@ LINK_OPTIONS = (
 )
 """Fields that ``relink`` can change without segmenting anew."""
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Raised whenever equal parameters can give other pixels or other files than before."""
 
 

@@ -16,10 +16,19 @@ from typing import Any, Protocol
 from panoptile.pipeline.grid import Tile, TileGrid
 from panoptile.pipeline.raster_info import RasterInfo, Sheet
 
-UNIT_TILES = 32
-"""Most tiles in a unit."""
-UNITS_WANTED = 16
-"""A small raster is cut into about this many units, so that several workers share it."""
+MOST_TILES = 32
+"""Of a unit."""
+UNITS_WANTED = 128
+"""A raster is cut into up to this many units before these grow: at the end of a run a worker waits for the others for
+half a unit, so that eight share a raster without losing more than a few per cent."""
+FEW_TILES, FEW_UNITS = 4, 16
+"""Below this many tiles a unit costs more commits than it is worth, but for a raster that would have fewer units."""
+
+
+def unit_tiles(tiles: int) -> int:
+    """Tiles of a unit of a raster with so many: a power of two, so that no batch of 2, 4, 8, … is padded."""
+    wanted = max(-(-tiles // UNITS_WANTED), min(FEW_TILES, -(-tiles // FEW_UNITS)))
+    return min(MOST_TILES, 1 << (wanted - 1).bit_length())
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -126,7 +135,7 @@ class RasterPlan:
 
     @property
     def unit_tiles(self) -> int:
-        return max(1, min(UNIT_TILES, -(-len(self.grid) // UNITS_WANTED)))
+        return unit_tiles(len(self.grid))
 
     def units(self) -> Iterator[Unit]:
         """All units, in row-major order of their first tile."""
