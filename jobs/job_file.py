@@ -18,7 +18,7 @@ import pydantic
 import yaml
 
 from panoptile.jobs.exits import invalid
-from panoptile.jobs.options import DURATIONS, seconds
+from panoptile.jobs.option_values import DURATIONS, seconds
 from panoptile.jobs.spec import JobSpec
 
 MAX_BYTES = 4 << 20

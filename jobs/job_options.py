@@ -20,6 +20,7 @@ import typer
 from panoptile.jobs import options as opt
 from panoptile.jobs.console import Console
 from panoptile.jobs.exits import invalid
+from panoptile.jobs.option_values import DURATIONS, NAME_LISTS, band_numbers, names, seconds
 from panoptile.jobs.spec import JobSpec
 
 Origin = Literal["flag", "environment", "job file", "default"]
@@ -158,12 +159,12 @@ def resolve(given: dict[str, Any], source_of: Callable[[str], Enum | None]) -> R
 def _parsed(name: str, value: Any) -> Any:
     """A flag's text as the job's value."""
     try:
-        if name in opt.NAME_LISTS:
-            return opt.names(f"--{name}", value)
+        if name in NAME_LISTS:
+            return names(f"--{name}", value)
         if name == "bands":
-            return opt.band_numbers(value)
-        if name in opt.DURATIONS:
-            return opt.seconds(opt.DURATIONS[name], value)
+            return band_numbers(value)
+        if name in DURATIONS:
+            return seconds(DURATIONS[name], value)
     except ValueError as e:
         raise invalid(str(e)) from e
     return value
@@ -174,7 +175,7 @@ def _default(name: str) -> Any:
     [field] = [f for f in dataclasses.fields(JobSpec) if f.name == name]
     if field.default is dataclasses.MISSING:
         return None
-    if name in opt.DURATIONS:
+    if name in DURATIONS:
         return f"{field.default:g}s"
     return None if isinstance(field.default, tuple) else field.default
 

@@ -8,6 +8,7 @@ import typer
 
 from panoptile.jobs import options as opt
 from panoptile.jobs.console import Console
+from panoptile.jobs.option_values import names
 
 FORMATS_HELP = (
     "stac, coco-panoptic, coco, geojson, flatgeobuf, gpkg, pmtiles, fiftyone, cvat, labelstudio; "
@@ -46,5 +47,5 @@ def export(
     from panoptile.jobs.export import export_to
 
     console = Console(as_json=as_json)
-    written = export_to(out, to, output, opt.names("--classes", classes), tile, console.say)
+    written = export_to(out, to, output, names("--classes", classes), tile, console.say)
     console.data("\n".join(written), {"format": to, "written": written})

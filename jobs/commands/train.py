@@ -10,6 +10,7 @@ import typer
 from panoptile.jobs import options as opt
 from panoptile.jobs.console import Console
 from panoptile.jobs.exits import JobError, invalid
+from panoptile.jobs.option_values import names
 
 if TYPE_CHECKING:
     from panoptile.pipeline.training_spec import DataSpec
@@ -230,8 +231,8 @@ def train(
         class_column=class_column,
         class_name=class_name,
         classes=classes,
-        stuff=opt.names("--stuff", stuff),
-        ignore=opt.names("--ignore", ignore),
+        stuff=names("--stuff", stuff),
+        ignore=names("--ignore", ignore),
         unlabelled=unlabelled,
         images=images,
         masks=masks,
