@@ -28,6 +28,7 @@ from panoptile.jobs.metrics import job_metrics
 from panoptile.jobs.open_units_run import OpenUnitsRun
 from panoptile.jobs.prepare import Prepared
 from panoptile.jobs.publishing import publish_call
+from panoptile.jobs.replicas import usable_cores
 from panoptile.jobs.results import (
     failed_items,
     manifest,
@@ -212,9 +213,9 @@ class LeasedRun:
 
 
 def _finish(store: Store, prepared: Prepared, plan: AnyPlan) -> FinishedInput:
-    """Join and publish one input."""
+    """Join and publish one input; no replica runs any more, so all cores may help."""
     try:
-        return publish_call(prepared, plan).finished(store)
+        return publish_call(prepared, plan).finished(store, threads=usable_cores())
     except StoreUnreachable:
         raise
     except (OSError, ValueError) as e:

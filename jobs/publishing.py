@@ -46,7 +46,7 @@ class PublishCall:
         store = open_store(self.spec.out)
         save_result(store, self.finished(store), self.result_name)
 
-    def finished(self, store: Store) -> FinishedInput:
+    def finished(self, store: Store, threads: int = 1) -> FinishedInput:
         """Publish. Raises :class:`JobError` where the input has changed, ``OSError`` or ``ValueError`` else."""
         reach("publish.input")
         check_unchanged(self.plan)
@@ -60,7 +60,7 @@ class PublishCall:
             "TILE": str(spec.tile),
             "OVERLAP": str(spec.overlap),
         }
-        files = Products(spec.raster, spec.vector, compression=spec.compression)
+        files = Products(spec.raster, spec.vector, compression=spec.compression, threads=threads)
         return finish_input(store, plan, self.classes, self.keep, files, tags)
 
 

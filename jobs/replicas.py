@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import psutil
@@ -59,9 +60,16 @@ def worker_count(prepared: Prepared, gpus: int, cpus: int | None = None) -> int:
         return gpus
     if cpus is not None:
         return max(1, cpus // prepared.spec.threads)
-    cores = max(1, (psutil.cpu_count() or 1) // prepared.spec.threads)
+    cores = max(1, usable_cores() // prepared.spec.threads)
     memory = psutil.virtual_memory().available // max(1, worker_bytes(prepared))
     return int(max(1, min(cores, memory)))
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
 
 
 def _largest_image(prepared: Prepared) -> int:

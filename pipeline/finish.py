@@ -91,6 +91,8 @@ class Products:
     vector: bool = True
     preview: bool = True
     compression: Compression = "zstd"
+    threads: int = 1
+    """Compress the rasters; no byte depends on it."""
 
 
 def finish_input(
@@ -174,6 +176,7 @@ def _publish_files(
             tags=tags,
             vector=products.vector,
             compression=products.compression,
+            threads=products.threads,
         )
         if products.preview:
             write_preview(scratch / "preview.png", info, files.segments_tif, files.classes_tif, classes)

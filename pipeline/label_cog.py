@@ -88,12 +88,15 @@ class CogWriter:
         at = RasterioWindow(window.col, window.row, window.width, window.height)
         self._dataset.write(values, 1, window=at)
 
-    def finish(self) -> Path:
-        """Close the scratch file, write the COG, remove the scratch file; returns the COG's path."""
+    def finish(self, threads: int = 1) -> Path:
+        """Close the scratch file, write the COG, remove the scratch file; returns the COG's path.
+
+        ``threads`` compress blocks; the bytes do not depend on how many.
+        """
         self._dataset.close()
         rasterio.shutil.copy(
             self._scratch, self.path, driver="COG", BLOCKSIZE=COG_BLOCK, COMPRESS=self._compression.upper(),
-            PREDICTOR="NO", OVERVIEW_RESAMPLING="NEAREST", BIGTIFF="YES", NUM_THREADS="1",
+            PREDICTOR="NO", OVERVIEW_RESAMPLING="NEAREST", BIGTIFF="YES", NUM_THREADS=str(threads),
         )  # fmt: skip
         self._scratch.unlink()
         return self.path

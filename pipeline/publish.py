@@ -54,6 +54,7 @@ def publish_raster(
     vector: bool = True,
     compression: Compression = "zstd",
     block: int = BLOCK,
+    threads: int = 1,
 ) -> Published:
     """Write ``<stem>.segments.tif``, ``<stem>.classes.tif`` and ``<key>.parquet`` into the folder ``scratch``.
 
@@ -65,6 +66,7 @@ def publish_raster(
         tags: written into both rasters, with ROLE (segments, classes) and, for the classes, CLASSES.
         vector: False leaves out the table.
         block: side of the blocks, pixels: a multiple of 512 that divides 4,096.
+        threads: compress the rasters.
 
     Raises:
         ValueError: where labels and ``segments`` disagree.
@@ -101,7 +103,7 @@ def publish_raster(
         if vector:
             outlines.finish()
         del outlines
-        ids.finish(), names.finish()
+        ids.finish(threads), names.finish(threads)
         release_unused()
         rows = write_geoparquet(parquet, spool, info, segments, classes) if vector else 0
     return Published(ids.path, names.path, parquet if vector else None, rows, void, nodata)

@@ -153,3 +153,15 @@ def test_other_compressions_are_refused(tmp_path: Path) -> None:
     """A compression that is not offered is an error that names those that are."""
     with pytest.raises(ValueError, match="'zstd' or 'deflate', got 'lzw'"):
         CogWriter(tmp_path / "a.tif", raster_info(9, 9), dtype="uint8", nodata=255, compression="lzw")  # type: ignore[arg-type]
+
+
+def test_the_bytes_do_not_depend_on_threads(tmp_path: Path) -> None:
+    """One thread or four: the same file."""
+    labels = voronoi(4, 1600, 1700, 90)
+    files = []
+    for threads in (1, 4):
+        writer = segment_raster(tmp_path / f"{threads}.tif", raster_info(*labels.shape), tags={})
+        with writer:
+            writer.write(Window(0, 0, *labels.shape), labels)
+            files.append(writer.finish(threads).read_bytes())
+    assert files[0] == files[1]
