@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.benchmarks.fakes import FakeFactory, prepared, synthetic_raster
+from tests.benchmarks.fakes import FakeFactory, prepared, start_ray, synthetic_raster
 
 from panoptile.jobs.console import Console
 from panoptile.jobs.segment import run_job
@@ -26,22 +26,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=8192)
     parser.add_argument("--milliseconds", type=float, default=50.0)
     a = parser.parse_args()
-    root = str(Path(__file__).parents[2])
     if not a.local:
-        import os
-
-        import ray
-
-        os.environ["RAY_AUTH_MODE"] = "disabled"
-        os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (Ray spells it so; connect_ray sets it too)
-        ray.init(
-            address="local",
-            num_cpus=2,
-            num_gpus=2,
-            include_dashboard=False,
-            object_store_memory=100 * 2**20,
-            runtime_env={"env_vars": {"PYTHONPATH": root}},
-        )
+        start_ray(2)
     with tempfile.TemporaryDirectory() as folder:
         raster = synthetic_raster(Path(folder) / "raster.tif", a.size, a.size)
         job = prepared(

@@ -127,3 +127,19 @@ def prepared(factory: FakeFactory, raster: Path, out: Path, **options: object) -
     info = inspect_raster(str(raster), bands=None, scale="auto", gsd=None, nodata=None, aoi=None, channels=3)
     model = ResolvedModel(factory, CLASSES, 3, "0" * 64, 0, 0, "fake model", lambda raster: None)
     return Prepared(spec, model, (RasterPlan(info, spec.tile, spec.overlap),), spec.fingerprint("0" * 64), ())
+
+
+def start_ray(workers: int) -> None:
+    """A Ray of this process's own with ``workers`` CPUs and as many fake GPUs; children find the tests."""
+    import ray
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (Ray spells it so; connect_ray sets it too)
+    ray.init(
+        address="local",
+        num_cpus=workers,
+        num_gpus=workers,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}},
+    )

@@ -1,6 +1,6 @@
 """How a job scales: replicas on one raster, and inputs in one job.
 
-Run: ``python tests/benchmarks/scaling.py [--replicas 1 2 4] [--inputs 100 10000]``. The model sleeps 200 ms a tile.
+Run: ``python tests/benchmarks/scaling.py [--ray] [--replicas 1 2 4] [--inputs 100 10000]``. The model sleeps 200 ms a tile.
 Prints the efficiency of 1, 2 and 4 replicas on one raster (tiles × 200 ms / (replicas × time from the first forward
 pass to the last)), whether they publish the same bytes, and the driver's peak memory for few and for many inputs.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.benchmarks.fakes import CLASSES, FakeFactory, TimedFactory, prepared, synthetic_raster
+from tests.benchmarks.fakes import CLASSES, FakeFactory, TimedFactory, prepared, start_ray, synthetic_raster
 
 from panoptile.jobs.console import Console
 from panoptile.jobs.models import ResolvedModel
@@ -32,7 +32,7 @@ from panoptile.pipeline.raster_source import inspect_raster
 PUBLISHED = ("rasters", "segments", "classes.json", "manifest.parquet")
 
 
-def scale_replicas(counts: Sequence[int], side: int, seconds: float) -> None:
+def scale_replicas(counts: Sequence[int], side: int, seconds: float, local: bool) -> None:
     """Print the efficiency of each number of replicas, and whether the bytes are the same."""
     trees = []
     with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +40,7 @@ def scale_replicas(counts: Sequence[int], side: int, seconds: float) -> None:
         for count in counts:
             out, notes = Path(folder) / f"out{count}", Path(folder) / f"notes{count}"
             notes.mkdir()
-            job = prepared(TimedFactory(seconds, str(notes)), raster, out, workers=count, local=True)  # type: ignore[arg-type]
+            job = prepared(TimedFactory(seconds, str(notes)), raster, out, workers=count, local=local)  # type: ignore[arg-type]
             run_job(job, Console(quiet=True))
             passes = [
                 list(map(float, line.split())) for p in notes.iterdir() for line in p.read_text().splitlines()
@@ -118,6 +118,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--replicas", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--ray", action="store_true", help="replicas as Ray actors")
     parser.add_argument("--side", type=int, default=5120)
     parser.add_argument("--milliseconds", type=float, default=200.0)
     parser.add_argument("--inputs", type=int, nargs="*", default=[100, 10_000])
@@ -126,7 +127,9 @@ def main() -> None:
     if a.only_inputs:
         many_inputs(a.only_inputs)
         return
-    scale_replicas(a.replicas, a.side, a.milliseconds / 1000)
+    if a.ray:
+        start_ray(max(a.replicas, default=1))
+    scale_replicas(a.replicas, a.side, a.milliseconds / 1000, not a.ray)
     for count in a.inputs:
         subprocess.run([sys.executable, __file__, "--only-inputs", str(count)], check=True)
 
