@@ -49,9 +49,9 @@ class FinishedRun:
                 f"{self.store.uri(segments)} is not there: run segment with --raster to compare labels."
             )
         if self.store.exists(table):
-            return SegmentRaster(
-                self._local(segments), _segment_table(self._local(table), class_ids), unclaimed=unclaimed
-            )
+            stuff = frozenset(class_ids.get(c.class_id, UNSCORED) for c in self.classes if not c.is_thing)
+            rows = _segment_table(self._local(table), class_ids)
+            return SegmentRaster(self._local(segments), rows, unclaimed=unclaimed, stuff=stuff - {UNSCORED})
         things = frozenset(class_ids.get(c.class_id, UNSCORED) for c in self.classes if c.is_thing)
         meaning = LabelMeaning(
             class_ids, things - {UNSCORED}, unlabelled="void" if unclaimed == VOID else "background"

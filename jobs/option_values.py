@@ -5,7 +5,7 @@ from __future__ import annotations
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 DURATIONS = {"unit_timeout": "--timeout-unit", "start_timeout": "--start-timeout"}
 """Options whose text is a time; in a job file they are seconds, or such a text."""
-NAME_LISTS = frozenset({"fuse", "classes", "exclude", "allow_drivers"})
+NAME_LISTS = frozenset({"fuse", "classes", "exclude", "regions", "allow_drivers"})
 """Options whose text is a list of names."""
 
 

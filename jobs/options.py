@@ -68,6 +68,14 @@ Aoi = Annotated[
 ]
 Classes = Annotated[str | None, typer.Option(metavar="CLASS,…", help="Publish these classes alone.")]
 Exclude = Annotated[str | None, typer.Option(metavar="CLASS,…", help="Do not publish these classes.")]
+RegionClasses = Annotated[
+    str | None,
+    typer.Option(
+        "--regions",
+        metavar="CLASS,…|all",
+        help="Stuff classes of rasters whose connected regions become segments of their own: lakes, fields.",
+    ),
+]
 MinArea = Annotated[
     float, typer.Option(metavar="M2", help="Drop smaller segments; square metres (pixels without a CRS).")
 ]
@@ -338,6 +346,7 @@ JOB: Mapping[str, Any] = {
     "aoi": Aoi,
     "classes": Classes,
     "exclude": Exclude,
+    "regions": RegionClasses,
     "min_area": MinArea,
     "score": Score,
     "raster": Raster,

@@ -109,6 +109,8 @@ def prepare(spec: JobSpec, *, any_job: bool = False) -> Prepared:
         raise invalid(str(e)) from e
     except StoreUnreachable as e:
         raise cannot_write(spec.out, e) from e
+    if spec.regions and not rasters:
+        raise invalid("--regions parts the stuff of rasters, but all sources are videos: leave it out.")
     model = resolve_model(spec)
     _check_class_names(spec, model.classes)
     if videos and model.channels != 3:
@@ -148,6 +150,10 @@ def _notes(spec: JobSpec, plans: Sequence[AnyPlan], skipped: Sequence[SkippedInp
     if spec.overlap < 16 and rasters:
         notes.append(
             f"--overlap {spec.overlap} is too little to make objects whole across tile borders: use 16 or more."
+        )
+    if spec.regions and len(rasters) < len(plans):
+        notes.append(
+            "--regions parts the stuff of the rasters alone: in a video stuff is one track per class."
         )
     if spec.min_area > 0:
         notes += [
@@ -240,6 +246,10 @@ def _check_class_names(spec: JobSpec, classes: ClassTable) -> None:
                 classes.by_name(name)
             except ValueError as e:
                 raise invalid(f"{option}: {e}") from e
+    try:
+        region_classes(spec, classes)
+    except ValueError as e:
+        raise invalid(f"--regions: {e}") from e
 
 
 def node_filter(spec: JobSpec, classes: ClassTable, pixel_area: float | None) -> NodeFilter:
@@ -251,6 +261,17 @@ def node_filter(spec: JobSpec, classes: ClassTable, pixel_area: float | None) ->
     wanted -= {classes.by_name(name).class_id for name in spec.exclude}
     keep = None if len(wanted) == len(classes) else frozenset(wanted)
     return NodeFilter(keep, math.ceil(spec.min_area / (pixel_area or 1.0)))
+
+
+def region_classes(spec: JobSpec, classes: ClassTable) -> frozenset[int]:
+    """Published ids of the stuff classes that --regions names. Raises :class:`JobError` for a thing (exit 2)."""
+    if spec.regions == ("all",) and "all" not in {c.name for c in classes}:
+        return frozenset(c.class_id for c in classes if not c.is_thing)
+    named = [classes.by_name(name) for name in spec.regions]
+    for c in named:
+        if c.is_thing:
+            raise invalid(f"--regions: {c.name} is a thing, whose objects are segments already: name stuff.")
+    return frozenset(c.class_id for c in named)
 
 
 def check_output(out: str, fingerprint: str, spec: JobSpec, model_sha256: str, uris: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from panoptile.jobs.exits import Exit, JobError
-from panoptile.jobs.prepare import Prepared
+from panoptile.jobs.prepare import Prepared, region_classes
 from panoptile.jobs.results import save_result
 from panoptile.jobs.spec import LAYOUT_VERSION, JobSpec
 from panoptile.model.classes import ClassTable
@@ -60,7 +60,13 @@ class PublishCall:
             "TILE": str(spec.tile),
             "OVERLAP": str(spec.overlap),
         }
-        files = Products(spec.raster, spec.vector, compression=spec.compression, threads=threads)
+        files = Products(
+            spec.raster,
+            spec.vector,
+            compression=spec.compression,
+            regions=region_classes(spec, self.classes),
+            threads=threads,
+        )
         return finish_input(store, plan, self.classes, self.keep, files, tags)
 
 

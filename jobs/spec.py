@@ -102,6 +102,8 @@ class JobSpec:
     scene_cut: float = 0.5
     mosaic: bool = False
     """The rasters are sheets of one: objects are whole across files."""
+    regions: tuple[str, ...] = ()
+    """Stuff classes whose connected regions are segments of their own; ("all",): every stuff class."""
     # What follows changes how the job runs, never a pixel.
     workers: int | None = None
     local: bool = False
@@ -262,6 +264,7 @@ class JobSpec:
         fields["all_queries"] = self.keeps_all_queries
         fields["classes"] = sorted(self.classes)
         fields["exclude"] = sorted(self.exclude)
+        fields["regions"] = sorted(self.regions)
         fields["labels"] = _content(self.labels)
         fields["aoi"] = _content(self.aoi)
         fields["model_sha256"] = model_sha256

@@ -8,7 +8,7 @@ import io
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,9 @@ from panoptile.pipeline.memory import map_large_blocks, release_unused
 from panoptile.pipeline.plan import RasterPlan, Unit
 from panoptile.pipeline.preview import write_preview
 from panoptile.pipeline.publish import publish_raster
+from panoptile.pipeline.regions import split_regions
 from panoptile.pipeline.seam_quality import SeamQuality, WatchedLabels
+from panoptile.pipeline.segments import LabelReader
 from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.store import Store
 from panoptile.pipeline.terms import Compression
@@ -91,6 +93,8 @@ class Products:
     vector: bool = True
     preview: bool = True
     compression: Compression = "zstd"
+    regions: frozenset[int] = frozenset()
+    """Stuff classes whose connected regions are segments of their own."""
     threads: int = 1
     """Compress the rasters; no byte depends on it."""
 
@@ -118,7 +122,13 @@ def finish_input(
         release_unused()
         reach("stitch.after")
         stitched = time.perf_counter()
-        assets, preview, seams = _publish_files(store, fragments, joined, classes, products, tags)
+        labels: LabelReader = JoinedLabels(fragments, joined)
+        if products.regions:
+            labels, table = split_regions(
+                labels, joined.segments, fragments.grid, products.regions, keep.min_area
+            )
+            joined = replace(joined, segments=table)
+        assets, preview, seams = _publish_files(store, fragments, labels, joined, classes, products, tags)
         store.put_bytes(f"tiles/{plan.info.key}.parquet", _tile_table(plan, fragments, joined))
     return FinishedInput(
         plan,
@@ -154,6 +164,7 @@ def _withdraw_damaged(store: Store, fragments: Fragments) -> None:
 def _publish_files(
     store: Store,
     fragments: Fragments,
+    joined_labels: LabelReader,
     joined: Joined,
     classes: ClassTable,
     products: Products,
@@ -162,7 +173,7 @@ def _publish_files(
     """Write the files into scratch and put them into the store: (published files, key of the preview, seams)."""
     info = fragments.plan.info
     things = frozenset(c.class_id for c in classes if c.is_thing)
-    labels = WatchedLabels(JoinedLabels(fragments, joined), fragments.grid, joined.segments, things)
+    labels = WatchedLabels(joined_labels, fragments.grid, joined.segments, things)
     assets: list[Asset] = []
     preview = None
     with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
@@ -177,6 +188,7 @@ def _publish_files(
             vector=products.vector,
             compression=products.compression,
             threads=products.threads,
+            regions=products.regions,
         )
         if products.preview:
             write_preview(scratch / "preview.png", info, files.segments_tif, files.classes_tif, classes)

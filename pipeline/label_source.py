@@ -82,11 +82,22 @@ class ArrayLabels:
 
 
 class SegmentRaster:
-    """A published ``segments.tif`` with its table; pixels without input are void, ``unclaimed`` is the label of 0."""
+    """A published ``segments.tif`` with its table; pixels without input are void, ``unclaimed`` is the label of 0.
 
-    def __init__(self, path: Path, table: SegmentLabels, *, unclaimed: int = VOID) -> None:
+    Segments of one ``stuff`` class (scored ids) have one label, the lowest: stuff is judged as one, however it is parted.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        table: SegmentLabels,
+        *,
+        unclaimed: int = VOID,
+        stuff: frozenset[int] = frozenset(),
+    ) -> None:
         self._path, self._table, self._unclaimed = str(path), table, unclaimed
         self._dataset = open_raster(self._path)
+        self._labels = _as_one(table, stuff)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -95,6 +106,9 @@ class SegmentRaster:
     def read(self, window: Window) -> Labels:
         ids = read_window(self._dataset, self._path, window, [1])[0]
         labels: Labels = ids.astype(np.int64)
+        if self._labels is not None:
+            known = ids < len(self._labels)  # what the table does not describe is found out by describe()
+            labels[known] = self._labels[ids[known]]
         if self._unclaimed != VOID:
             labels[ids == 0] = self._unclaimed
         labels[ids == NODATA_ID] = VOID
@@ -105,6 +119,15 @@ class SegmentRaster:
 
     def close(self) -> None:
         self._dataset.close()
+
+
+def _as_one(table: SegmentLabels, stuff: frozenset[int]) -> Labels | None:
+    """The label of each segment id, where segments of one stuff class share one; None where none do."""
+    labels = np.arange(int(table.labels.max(initial=0)) + 1)
+    for class_id in stuff:
+        members = table.labels[table.class_ids == class_id]
+        labels[members] = members.min(initial=len(labels))
+    return None if np.array_equal(labels, np.arange(len(labels))) else labels
 
 
 @dataclass(frozen=True, slots=True)

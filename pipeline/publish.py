@@ -25,6 +25,8 @@ from panoptile.pipeline.terms import Compression
 from panoptile.pipeline.vectorize import STUFF_BLOCK, Vectorizer
 from panoptile.pipeline.window import Window
 
+WHOLE_PIXELS = STUFF_BLOCK**2
+"""Largest connected region of stuff that is one row; a larger one is cut like other stuff: its outline has no bound."""
 BLOCK = 1024
 """Side of the blocks, pixels, in which labels are read; results do not depend on it."""
 
@@ -55,6 +57,7 @@ def publish_raster(
     compression: Compression = "zstd",
     block: int = BLOCK,
     threads: int = 1,
+    regions: frozenset[int] = frozenset(),
 ) -> Published:
     """Write ``<stem>.segments.tif``, ``<stem>.classes.tif`` and ``<key>.parquet`` into the folder ``scratch``.
 
@@ -67,6 +70,7 @@ def publish_raster(
         vector: False leaves out the table.
         block: side of the blocks, pixels: a multiple of 512 that divides 4,096.
         threads: compress the rasters.
+        regions: stuff classes whose segments are connected regions: a row each, up to the size of a 4,096-px block.
 
     Raises:
         ValueError: where labels and ``segments`` disagree.
@@ -75,7 +79,8 @@ def publish_raster(
         raise ValueError(
             f"Blocks must be a multiple of {COG_BLOCK} px that divides {STUFF_BLOCK}, got {block}."
         )
-    is_thing = np.array([False, *(c.is_thing for c in classes)])[segments.class_ids]
+    undivided = np.array([False, *(c.is_thing for c in classes)])[segments.class_ids]
+    undivided |= np.isin(segments.class_ids, list(regions)) & (segments.areas <= WHOLE_PIXELS)
     counts = dict(enumerate(np.bincount(segments.class_ids).tolist()))
     parquet = scratch / f"{info.key}.parquet"
     with ExitStack() as stack:
@@ -88,7 +93,7 @@ def publish_raster(
         )
         spool = stack.enter_context(OutlineSpool(scratch / f".{info.key}.spool", info.height, info.width))
         to_class = ClassLookup(segments.class_ids, classes)
-        outlines = Vectorizer(segments, is_thing)
+        outlines = Vectorizer(segments, undivided)
         void = nodata = 0
         for group in stuff_blocks(info, block):
             for window in group:

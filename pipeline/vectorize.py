@@ -1,7 +1,7 @@
 """From blocks of labels to whole outlines: pieces wait as corners until their segment's last pixel has come.
 
 A thing is done when as many pixels have passed as its area says, wherever they lay; a stuff segment is cut into parts
-at the borders of fixed 4,096-px blocks. What waits is the corners of the objects that are open, never pixels.
+at the borders of fixed 4,096-px blocks (but for connected regions of a moderate size, which are treated as things). What waits is the corners of the objects that are open, never pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Vectorizer:
     """Feed it all blocks of a raster, stuff block by stuff block; every batch that it returns is final."""
 
     def __init__(self, segments: SegmentTable, is_thing: NDArray[np.bool_]) -> None:
-        """``is_thing`` (N,) says of each segment whether it is a thing."""
+        """``is_thing`` (N,) says of each segment whether it is to be whole, as things are."""
         self._is_thing = is_thing
         self._remaining = segments.areas.copy()
         self._next_part = np.zeros(len(segments), np.int32)

@@ -104,6 +104,11 @@ CASES: dict[str, tuple[Callable[[Path], list[object]], list[str]]] = {
     "tile too small": (lambda t: [scene(t / "a.tif"), "--tile", "8"], ["--tile"]),
     "unknown task": (lambda t: [scene(t / "a.tif"), "--task", "depth"], ["--task", "depth"]),
     "unknown class": (lambda t: [scene(t / "a.tif"), "--classes", "unicorn"], ["unicorn", "thing"]),
+    "regions of a thing": (
+        lambda t: [scene(t / "a.tif"), "--regions", "tree crown"],
+        ["--regions", "tree crown"],
+    ),
+    "regions of no class": (lambda t: [scene(t / "a.tif"), "--regions", "unicorn"], ["--regions", "unicorn"]),
     "bad scale": (lambda t: [scene(t / "a.tif"), "--scale", "dark"], ["scale", "dark"]),
     "bad failure limit": (lambda t: [scene(t / "a.tif"), "--max-failures", "many"], ["--max-failures"]),
     "score out of range": (lambda t: [scene(t / "a.tif"), "--score", "2"], ["--score"]),

@@ -89,6 +89,16 @@ def test_a_run_against_its_own_labels(finished: tuple[Path, World, WorldFiles]) 
     assert _perfect(_eval(out, coded, labels=str(files.table), divisor=10_000))
 
 
+def test_stuff_in_regions_is_judged_as_one(finished: tuple[Path, World, WorldFiles], tmp_path: Path) -> None:
+    """A run whose stuff was parted into regions is as perfect, and equal to the one that was not."""
+    whole, _, files = finished
+    out = tmp_path / "out"
+    run(files, out, tile=96, overlap=32, regions=("all",))
+    assert _perfect(_eval(out, files.labels, gt_classes=str(files.classes), labels=str(files.table)))
+    assert _perfect(_eval(out, whole))
+    assert _perfect(_eval(whole, out))
+
+
 def test_objects_of_one_class(finished: tuple[Path, World, WorldFiles], tmp_path: Path) -> None:
     """Instances of one class: other classes of the run are not judged, and wrong houses are."""
     out, world, _ = finished
