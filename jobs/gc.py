@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from panoptile.jobs.exits import Exit, JobError, invalid
+from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.job_record import job_of
 from panoptile.jobs.lease import Ending, Observer, beat_key, highest_epoch, lease_key
-from panoptile.jobs.state import read_json
 from panoptile.jobs.survey import read_commits
-from panoptile.pipeline import layout
 from panoptile.pipeline.store import Store
 
 Kind = Literal["fragment", "staged file", "attempt", "probe", "old lease"]
@@ -52,8 +51,7 @@ def orphans(store: Store) -> list[Orphan]:
 
     A commit that cannot be read keeps all fragments of its unit: what it named is not known.
     """
-    if read_json(store, layout.JOB) is None:
-        raise invalid(f"{store.root} holds no job of panoptile: there is no readable {layout.JOB}.")
+    job_of(store)
     found = [
         Orphan(kind, stored.key, stored.size)
         for folder, kind in _STAGING.items()

@@ -6,13 +6,11 @@ is taken from OUT, nothing of it is read or run again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 
+from panoptile.jobs.job_record import read_job, replace_job
 from panoptile.jobs.results import result_key
-from panoptile.jobs.state import read_json
 from panoptile.jobs.survey import survey
-from panoptile.pipeline import layout
 from panoptile.pipeline.any_plan import AnyPlan, plan_from_json
 from panoptile.pipeline.fault_points import reach
 from panoptile.pipeline.redaction import redacted_json
@@ -24,7 +22,7 @@ def kept_plans(store: Store, fingerprint: str, named: Collection[str]) -> tuple[
 
     ``named``: keys of the inputs that the sources name now. Raises ``OSError`` of the store.
     """
-    job = read_json(store, layout.JOB)
+    job = read_job(store)
     if job is None or job.get("fingerprint") != fingerprint:
         return [], 0
     stored = store.read_all("_state/plan")
@@ -48,7 +46,7 @@ def kept_plans(store: Store, fingerprint: str, named: Collection[str]) -> tuple[
 
 def grow_job(store: Store, uris: Sequence[str]) -> None:
     """Add inputs to the recorded job. Only the holder of the lease may call it. Raises ``OSError`` of the store."""
-    job = read_json(store, layout.JOB)
+    job = read_job(store)
     if job is None:
         return
     recorded = list(job.get("inputs", []))
@@ -56,5 +54,5 @@ def grow_job(store: Store, uris: Sequence[str]) -> None:
     new = [uri for uri in redacted_json(list(uris)) if uri not in known]
     if new:
         job["inputs"] = [*recorded, *new]
-        store.put_bytes(layout.JOB, json.dumps(job, indent=1).encode())
+        replace_job(store, job)
     reach("job.grown")

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from panoptile.jobs.exits import Exit, invalid
+from panoptile.jobs.job_record import read_job
 from panoptile.jobs.lease import Observer, Sight
 from panoptile.jobs.state import read_json
 from panoptile.pipeline import layout
@@ -53,7 +54,7 @@ def look_at(out: str, observer: Observer | None = None) -> JobStatus:
         store = open_store(out)
     except ValueError as e:
         raise invalid(str(e)) from e
-    job, submission = read_json(store, layout.JOB), read_json(store, "_state/submission.json") or {}
+    job, submission = read_job(store), read_json(store, "_state/submission.json") or {}
     if job is None and not submission:
         raise invalid(f"{store.root} holds no panoptile job: give the folder that -o named.")
     success = read_json(store, layout.SUCCESS)

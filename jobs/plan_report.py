@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from panoptile.jobs.estimate import Estimate, estimate_text
+from panoptile.jobs.job_record import read_job
 from panoptile.jobs.prepare import Prepared
 from panoptile.jobs.report_text import plan_fields, plan_text
 from panoptile.jobs.resume import Explanation, explain_job
 from panoptile.jobs.state import store_errors
-from panoptile.pipeline import layout
 from panoptile.pipeline.nodata_share import nodata_share
 from panoptile.pipeline.plan import RasterPlan
 from panoptile.pipeline.store import open_store
@@ -25,7 +25,7 @@ def pending(prepared: Prepared) -> Explanation | None:
     """What of the job is not done yet; None where OUT holds no job. Raises :class:`JobError`."""
     store = open_store(prepared.spec.out)
     with store_errors(prepared.spec.out):
-        if not store.exists(layout.JOB):
+        if read_job(store) is None:
             return None
         return explain_job(store, prepared, retry_quarantined=True)
 

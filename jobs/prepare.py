@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from panoptile.jobs.exits import invalid
+from panoptile.jobs.job_record import check_same_job, is_unstarted
 from panoptile.jobs.models import ResolvedModel, resolve_model
 from panoptile.jobs.spec import JobSpec
-from panoptile.jobs.state import cannot_write, check_same_job, is_unstarted
+from panoptile.jobs.state import cannot_write
 from panoptile.jobs.video_sources import plan_video, split_sources
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
@@ -292,7 +293,7 @@ def check_output(out: str, fingerprint: str, spec: JobSpec, model_sha256: str, u
         raise invalid(
             f"{out} holds files that are not panoptile's ({', '.join(foreign[:3])}): choose an empty folder with -o."
         )
-    if layout.JOB not in entries:
+    if layout.JOB not in entries and not store.exists(layout.JOB_COPY):
         if entries and not is_unstarted(store):
             raise invalid(f"{out} is not empty but holds no {layout.JOB}: choose an empty folder with -o.")
         return

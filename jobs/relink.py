@@ -7,18 +7,18 @@ point to the new result last. Rasters of the job stay as they are.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from panoptile.jobs.console import Console
 from panoptile.jobs.earlier_result import Summary
 from panoptile.jobs.exits import Exit, JobError, invalid
+from panoptile.jobs.job_record import absolute_paths, read_job, replace_job
 from panoptile.jobs.prepare import Prepared, prepare
 from panoptile.jobs.resume import recorded_spec
 from panoptile.jobs.segment import run_job
 from panoptile.jobs.spec import JobSpec
-from panoptile.jobs.state import absolute_paths, read_json, store_errors
+from panoptile.jobs.state import store_errors
 from panoptile.jobs.survey import survey, to_run
 from panoptile.pipeline import layout
 from panoptile.pipeline.redaction import redacted_json
@@ -59,10 +59,10 @@ def relink(store: Store, prepared: Prepared, console: Console) -> Summary:
     """Link and publish; afterwards the folder's job names the new options, so that ``resume`` finds them."""
     summary = run_job(prepared, console, retry_quarantined=False, relink=True)
     with store_errors(store.root, started=True):
-        job = read_json(store, layout.JOB)
+        job = read_job(store)
         if job is None:
             raise JobError(Exit.FAILED, f"{store.uri(layout.JOB)} has gone while the job was linked anew.")
         spec = {**job["spec"], **absolute_paths(prepared.spec).link_fields()}
         spec["all_queries"] = prepared.spec.keeps_all_queries
-        store.put_bytes(layout.JOB, json.dumps(redacted_json({**job, "spec": spec}), indent=1).encode())
+        replace_job(store, redacted_json({**job, "spec": spec}))
     return summary

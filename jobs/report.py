@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from panoptile.jobs.exits import invalid
+from panoptile.jobs.job_record import read_job
 from panoptile.jobs.state import read_json, store_errors
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
@@ -110,7 +111,7 @@ def gather(out: str, price: float | None) -> JobReport:
         report = JobReport(
             out=store.root,
             exit=int(success.get("exit", 0)),
-            job=read_json(store, layout.JOB) or {},
+            job=read_job(store) or {},
             metrics=read_json(store, layout.METRICS) or {},
             classes=classes,
             inputs=inputs,

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from panoptile.jobs.exits import Exit, invalid
+from panoptile.jobs.job_record import job_of, read_job
 from panoptile.jobs.prepare import Prepared
 from panoptile.jobs.spec import JobSpec
-from panoptile.jobs.state import read_json
 from panoptile.jobs.survey import OpenUnit, Reason, explain, quarantined_units
-from panoptile.pipeline import layout
 from panoptile.pipeline.store import Store
 
 SHOWN = 50
@@ -22,9 +21,7 @@ SHOWN = 50
 
 def recorded_spec(store: Store, changes: Mapping[str, Any]) -> JobSpec:
     """The job in the folder with some options changed. Raises :class:`JobError` (exit 2) where there is none."""
-    job = read_json(store, layout.JOB)
-    if job is None:
-        raise invalid(f"{store.root} holds no job of panoptile: there is no readable {layout.JOB}.")
+    job = job_of(store)
     try:
         # A job that grows looks again at what its sources name now; any other has the inputs that it began with.
         sources = job["spec"]["sources"] if job["spec"].get("incremental") else job["inputs"]
@@ -67,7 +64,7 @@ class Explanation:
 
 def explain_job(store: Store, prepared: Prepared, *, retry_quarantined: bool) -> Explanation:
     """Why each unit that is not done is not done, or would not count. Raises ``OSError`` of the store."""
-    job = read_json(store, layout.JOB) or {}
+    job = read_job(store) or {}
     differing = _differing(job.get("fields", {}), prepared)
     if differing:
         return _another_job(prepared, differing)

@@ -11,9 +11,10 @@ from panoptile.jobs.console import Console
 from panoptile.jobs.earlier_result import Summary, earlier_result, finished_as, summary_of
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.follow import Followed, LeaseLost, take_lease
+from panoptile.jobs.job_record import write_job
 from panoptile.jobs.leased_run import LeasedRun
 from panoptile.jobs.prepare import Prepared
-from panoptile.jobs.state import read_json, store_errors, write_job
+from panoptile.jobs.state import read_json, store_errors
 from panoptile.jobs.survey import survey
 from panoptile.pipeline import layout
 from panoptile.pipeline.memory import allocate_frugally
@@ -37,7 +38,8 @@ def run_job(
     with store_errors(spec.out):
         if note := probe_store(store).note:
             console.say(f"note    {note}")
-        write_job(store, spec, prepared.fingerprint, model, prepared.uris)
+        if write_job(store, spec, prepared.fingerprint, model, prepared.uris):
+            console.say(f"note    {layout.JOB} was damaged or gone: written anew from its copy")
         if not relink:
             _refuse_other_links(store, prepared)
         done = earlier_result(store, prepared, retry_quarantined)

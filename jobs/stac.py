@@ -31,7 +31,8 @@ from pystac.extensions.projection import ProjectionExtension
 from pystac.extensions.raster import DataType, RasterBand, RasterExtension
 
 from panoptile.jobs.exits import invalid
-from panoptile.jobs.state import read_json, store_errors
+from panoptile.jobs.job_record import read_job
+from panoptile.jobs.state import store_errors
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import (
     gdal_env,  # noqa: F401  (GDAL's environment, before rasterio)
@@ -60,7 +61,7 @@ def write_catalog(out: str) -> str:
             raise invalid(
                 f"{out} holds no finished run: there is no {layout.SUCCESS}. See panoptile status {out}."
             )
-        job = read_json(store, layout.JOB) or {}
+        job = read_job(store) or {}
         with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
             classes = ClassTable.from_file(store.local_copy(layout.CLASSES, Path(folder)))
         assets = _assets(store)

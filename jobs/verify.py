@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from panoptile.jobs.exits import Exit, invalid
+from panoptile.jobs.exits import Exit
+from panoptile.jobs.job_record import job_of, record_problem
 from panoptile.jobs.results import PUBLISHED_FOLDERS, highest_generation
 from panoptile.jobs.state import parquet_rows, read_json
 from panoptile.jobs.survey import read_commits
@@ -18,7 +19,7 @@ from panoptile.pipeline.store import Store
 READERS = 8
 """Files that are read at once: a store far away answers slowly, not little."""
 
-Kind = Literal["fragment", "commit", "file", "manifest", "classes", "success", "generation"]
+Kind = Literal["job", "fragment", "commit", "file", "manifest", "classes", "success", "generation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,12 @@ class Verified:
 
 def verify(store: Store) -> Verified:
     """Read all that is committed and published. Raises :class:`JobError` (2) for a folder without a job, ``OSError``."""
-    if read_json(store, layout.JOB) is None:
-        raise invalid(f"{store.root} holds no job of panoptile: there is no readable {layout.JOB}.")
+    job = job_of(store)
     commits = read_commits(store)
-    found = [Mismatch("commit", key, "cannot be read as a commit") for key, c in commits.items() if c is None]
+    found = [Mismatch("job", *problem)] if (problem := record_problem(store)) is not None else []
+    found += [
+        Mismatch("commit", key, "cannot be read as a commit") for key, c in commits.items() if c is None
+    ]
     whole = [c for c in commits.values() if c is not None]
     fragments = [(c.fragment, c.sha256, c.size) for c in whole]
     success = read_json(store, layout.SUCCESS)
@@ -64,7 +67,7 @@ def verify(store: Store) -> Verified:
     if success is not None:
         rows, wrong = _read_manifest(store, success)
         found += wrong
-        found += _check_generation(store, success)
+        found += _check_generation(store, success, job)
         found += _check_units(rows, commits)
     elif store.exists(layout.SUCCESS):
         found.append(Mismatch("success", layout.SUCCESS, "cannot be read"))
@@ -96,14 +99,13 @@ def _read_manifest(store: Store, success: dict[str, Any]) -> tuple[list[dict[str
     return rows, found
 
 
-def _check_generation(store: Store, success: dict[str, Any]) -> Iterator[Mismatch]:
+def _check_generation(store: Store, success: dict[str, Any], job: dict[str, Any]) -> Iterator[Mismatch]:
     number = success.get("generation")
     highest = highest_generation(store)
     if number != highest:
         yield Mismatch("success", layout.SUCCESS, f"points to generation {number}, the newest is {highest}")
     elif read_json(store, layout.generation_key(highest)) != success:
         yield Mismatch("generation", layout.generation_key(highest), f"is not what {layout.SUCCESS} says")
-    job = read_json(store, layout.JOB) or {}
     if success.get("fingerprint") != job.get("fingerprint"):
         yield Mismatch("success", layout.SUCCESS, "is of another job than job.json")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from panoptile.pipeline.plan import Unit
 
 JOB = "job.json"
+JOB_COPY = "_state/job.json"
+"""The same with its own hash: it stands in for a damaged or lost ``job.json``."""
 CLASSES = "classes.json"
 MANIFEST = "manifest.parquet"
 METRICS = "metrics.json"

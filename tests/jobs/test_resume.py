@@ -23,10 +23,11 @@ from tests.pipeline.worlds import make_world
 from panoptile.jobs import leased_run, open_units_run, segment
 from panoptile.jobs.console import Console
 from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.job_record import write_job
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.resume import explain_job, recorded_spec
 from panoptile.jobs.spec import JobSpec
-from panoptile.jobs.state import finished_before, write_job
+from panoptile.jobs.state import finished_before
 from panoptile.jobs.survey import OpenUnit, survey
 from panoptile.pipeline import layout
 from panoptile.pipeline.attempt import Attempt, UnitError

@@ -1,0 +1,154 @@
+"""job.json and its copy: one of them is enough to go on, and what is damaged is named and mended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.jobs.runs import WorldFiles, published, run, write_world
+from tests.jobs.test_bad_input import panoptile
+from tests.pipeline.worlds import make_world
+
+from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.incremental import grow_job
+from panoptile.pipeline.store_local import LocalStore
+
+TILING = {"tile": 80, "overlap": 24}
+COPY = "_state/job.json"
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _reword(path: Path) -> None:
+    """Another fingerprint: still JSON, and of the right types."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "0" * 64}))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "cut": _cut,
+    "empty": lambda p: p.write_bytes(b""),
+    "another value": lambda p: p.write_bytes(b"{}"),
+    "wrong types": lambda p: p.write_text(json.dumps({**json.loads(p.read_text()), "inputs": 3, "spec": None})),
+    "another fingerprint": _reword,
+    "no text": lambda p: p.write_bytes(b"\xff\xfe\x00"),
+    "gone": Path.unlink,
+}  # fmt: skip
+
+
+COPY_DAMAGE: dict[str, Callable[[Path], object]] = {
+    **{name: DAMAGE[name] for name in ("cut", "empty", "another value", "no text")},
+    "another job": lambda p: p.write_text(p.read_text().replace('"overlap": 24', '"overlap": 16')),
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
+    return write_world(make_world(21, 100, 110), tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def calm(files: WorldFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("calm") / "out"
+    run(files, out, **TILING)
+    return out
+
+
+@pytest.fixture
+def folder(calm: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(calm, tmp_path / "out")
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_job_json_stops_nobody(
+    case: str, files: WorldFiles, calm: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """verify names it (exit 7); status, gc and --explain work; the same command and resume write it anew."""
+    before = (folder / "job.json").read_bytes()
+    DAMAGE[case](folder / "job.json")
+    assert panoptile("verify", folder, "--json") == 7
+    told = json.loads(capsys.readouterr().out)["mismatches"]
+    assert [(m["kind"], m["name"]) for m in told] == [("job", "job.json")]
+    for command in (["status", folder], ["gc", folder, "--dry-run"], ["resume", folder, "--explain"]):
+        assert panoptile(*command) == 0
+    (folder / "_SUCCESS.json").unlink()
+    min(folder.glob("_state/commits/*.json")).unlink()
+    assert run(files, folder, **TILING).metrics["units_run"] == 1
+    assert (folder / "job.json").read_bytes() == before
+    assert published(folder) == published(calm)
+    DAMAGE[case](folder / "job.json")
+    assert panoptile("resume", folder) == 0
+    assert "written anew from its copy" in capsys.readouterr().err
+    assert (folder / "job.json").read_bytes() == before
+    assert panoptile("verify", folder) == 0
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_another_job_is_refused_though_job_json_is_damaged(
+    case: str, files: WorldFiles, folder: Path
+) -> None:
+    """A damaged job.json does not open the folder to another job: exit 5, and nothing is mended or mixed."""
+    DAMAGE[case](folder / "job.json")
+    before = sorted(p for p in folder.rglob("*") if p.is_file())
+    with pytest.raises(JobError, match="overlap differs") as e:
+        run(files, folder, tile=80, overlap=16)
+    assert e.value.code is Exit.OTHER_JOB
+    assert sorted(p for p in folder.rglob("*") if p.is_file()) == before
+
+
+@pytest.mark.parametrize("case", COPY_DAMAGE)
+def test_a_damaged_copy_is_named_and_made_again(case: str, files: WorldFiles, folder: Path) -> None:
+    """The copy alone is damaged: job.json holds, verify names the copy, the same command makes it again."""
+    before = (folder / COPY).read_bytes()
+    COPY_DAMAGE[case](folder / COPY)
+    assert panoptile("verify", folder) == 7
+    assert run(files, folder, **TILING).already_done
+    assert (folder / COPY).read_bytes() == before
+    assert panoptile("verify", folder) == 0
+
+
+def test_a_folder_without_the_copy_gets_one(files: WorldFiles, folder: Path) -> None:
+    """A kill between the two, or an older version: nothing is wrong, and the next run writes the copy."""
+    before = (folder / COPY).read_bytes()
+    (folder / COPY).unlink()
+    assert panoptile("verify", folder) == 0
+    assert run(files, folder, **TILING).already_done
+    assert (folder / COPY).read_bytes() == before
+
+
+def test_without_either_every_command_says_so(
+    files: WorldFiles, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both are damaged: exit 2 in one sentence, and nothing is written."""
+    for name in ("job.json", COPY):
+        _cut(folder / name)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    for command in (["verify", folder], ["gc", folder], ["resume", folder], ["status", folder]):
+        assert panoptile(*command) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        assert "job" in told
+    with pytest.raises(JobError, match="no whole copy of it") as e:
+        run(files, folder, **TILING)
+    assert e.value.code is Exit.INVALID
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_job_that_grows_is_right_at_every_moment(folder: Path) -> None:
+    """A kill between copy and job.json while inputs are added: the copy, written first, holds."""
+    store = LocalStore(folder)
+    old = (folder / "job.json").read_bytes()
+    grow_job(store, ["/there/new.tif"])
+    new = (folder / "job.json").read_bytes()
+    assert old != new
+    (folder / "job.json").write_bytes(old)  # as the kill would have left it
+    assert panoptile("verify", folder) == 7
+    from panoptile.jobs.job_record import read_job, repair_job
+
+    assert repair_job(store)
+    assert (folder / "job.json").read_bytes() == new
+    assert read_job(store) == json.loads(new)
