@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from panoptile.jobs.exits import Exit, JobError, invalid
+from panoptile.jobs.results import published_keys
 from panoptile.model.classes import ClassTable, SegmentClass
 from panoptile.pipeline import layout
 from panoptile.pipeline.contingency import VOID
@@ -101,12 +102,12 @@ def open_run(out: str, scratch: Path) -> FinishedRun:
             raise invalid(f"{out} holds no finished run: there is no {layout.SUCCESS}.")
         classes = _class_table(json.loads(store.read_bytes(layout.CLASSES)))
         rasters, videos = [], []
-        for key in store.keys("_state/plan"):
-            data = store.read_bytes(key)
+        for name in published_keys(store):
+            data = store.read_bytes(layout.plan_key(name))
             if kind_of(data) == "raster":
                 rasters.append(RasterPlan.from_json(data))
             else:
-                videos.append(Path(key).stem)
+                videos.append(name)
     except StoreUnreachable as e:
         raise JobError(Exit.UNREACHABLE, str(e)) from e
     except (OSError, ValueError, KeyError, TypeError) as e:

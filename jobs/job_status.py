@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -59,7 +60,7 @@ def look_at(out: str, observer: Observer | None = None) -> JobStatus:
         raise invalid(f"{store.root} holds no panoptile job: give the folder that -o named.")
     success = read_json(store, layout.SUCCESS)
     sight = (observer or Observer(store)).look()
-    done = {key.rsplit("/", 1)[-1].removesuffix(".json") for key in store.keys("_state/commits")}
+    done, totals = _committed(store), read_json(store, TOTALS) or {}
     tried = {s.key.split("/")[2] for s in store.walk("_state/dead")}
     ending = sight.ending
     finished = success is not None and sight.state != "alive"
@@ -74,8 +75,8 @@ def look_at(out: str, observer: Observer | None = None) -> JobStatus:
         fingerprint=str(job.get("fingerprint", "")),
         model=str(job.get("model", {}).get("description", "")),
         inputs=len(job.get("inputs", ())),
-        units=int((read_json(store, TOTALS) or {}).get("units", 0)),
-        done=len(done),
+        units=_count(totals, "units"),
+        done=max(0, len(done) - _count(totals, "others")),
         failed=len(tried - done),
         holder=sight.holder,
         exit=None if waits else code,
@@ -83,6 +84,11 @@ def look_at(out: str, observer: Observer | None = None) -> JobStatus:
         cluster=submission.get("cluster"),
         job_id=submission.get("job_id"),
     )
+
+
+def _count(totals: dict[str, Any], name: str) -> int:
+    number = totals.get(name, 0)
+    return number if isinstance(number, int) else 0
 
 
 def _has_not_begun(submission: dict[str, Any], sight: Sight) -> bool:
@@ -101,9 +107,19 @@ def _state(lease: str, finished: bool, code: int | None) -> State:
     return "planned" if code is None else "failed"
 
 
-def write_totals(store: Store, *, units: int, items: int) -> None:
-    """Say once per run how much there is, so that looking does not read every plan. Raises ``OSError``."""
-    store.put_bytes(TOTALS, json.dumps({"units": units, "items": items}).encode())
+def write_totals(store: Store, *, unit_ids: Collection[str], items: int) -> None:
+    """Say once per run how much there is, so that looking does not read every plan. Raises ``OSError``.
+
+    ``others`` are commits of inputs that the job has no longer: they are kept, but no part of what is done.
+    """
+    others = _committed(store).difference(unit_ids)
+    totals = {"units": len(unit_ids), "items": items, "others": len(others)}
+    store.put_bytes(TOTALS, json.dumps(totals).encode())
+
+
+def _committed(store: Store) -> set[str]:
+    """Ids of the units that are committed."""
+    return {key.rsplit("/", 1)[-1].removesuffix(".json") for key in store.keys("_state/commits")}
 
 
 def status_text(status: JobStatus) -> str:

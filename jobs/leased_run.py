@@ -109,7 +109,9 @@ class LeasedRun:
         if prepared.spec.incremental:
             grow_job(store, prepared.uris)
         todo = open_units(store, prepared.plans, retry_quarantined=self._retry)
-        write_totals(store, units=prepared.units, items=prepared.tiles)
+        write_totals(
+            store, unit_ids={u.id for plan in prepared.plans for u in plan.units()}, items=prepared.tiles
+        )
         if not todo:
             done = earlier_result(store, prepared, self._retry)  # another run may have made it meanwhile
             if done is not None:

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from panoptile.jobs.exits import invalid
+from panoptile.jobs.results import published_keys
 from panoptile.jobs.state import cannot_write
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
@@ -28,7 +29,7 @@ def redraw(out: str, max_side: int) -> list[str]:
     try:
         if not store.exists(layout.SUCCESS):
             raise invalid(f"{out} holds no finished run: there is no {layout.SUCCESS}.")
-        return [_redraw(store, key, max_side) for key in store.keys("_state/plan")]
+        return [_redraw(store, layout.plan_key(key), max_side) for key in published_keys(store)]
     except StoreUnreachable as e:
         raise cannot_write(out, e) from e
 
@@ -44,7 +45,7 @@ def _redraw(store: Store, plan_key: str, max_side: int) -> str:
 
 def _redraw_video(store: Store, plan: VideoPlan, max_side: int) -> str:
     tables = [f"video/{plan.key}/{name}.parquet" for name in ("masks", "tracks")]
-    target = f"previews/{plan.key}.png"
+    target = layout.preview_key(plan.key)
     with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
         scratch = Path(folder)
         try:
@@ -69,7 +70,7 @@ def _redraw_raster(store: Store, plan: RasterPlan, max_side: int) -> str:
             raise invalid(
                 f"{store.uri(key)} is not there: a preview is drawn from the label rasters (--raster)."
             )
-    target = f"previews/{info.key}.png"
+    target = layout.preview_key(info.key)
     with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
         scratch = Path(folder)
         picture = scratch / "preview.png"

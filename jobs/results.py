@@ -27,11 +27,18 @@ from panoptile.pipeline.plan import InputPlan, Unit
 from panoptile.pipeline.store import Store
 
 PUBLISHED_FOLDERS = ("rasters", "segments", "video")
+BESIDE_FOLDERS = ("tiles", "previews", "_state/results")
+"""With one file for each input."""
 
 
 def result_key(key: str) -> str:
     """What was published of one input, and what was found in it."""
     return f"_state/results/{key}.json"
+
+
+def published_keys(store: Store) -> list[str]:
+    """Keys of the inputs that are published, sorted. Raises ``OSError`` of the store."""
+    return [key.rsplit("/", 1)[-1].removesuffix(".json") for key in store.keys("_state/results")]
 
 
 def save_result(store: Store, finished: FinishedInput, fingerprint: str) -> None:
@@ -134,9 +141,12 @@ def manifest(inputs: Iterable[FinishedInput], partial: set[str]) -> bytes:
 
 
 def withdraw_unlisted(store: Store, inputs: Iterable[FinishedInput]) -> None:
-    """Remove published files that the job no longer has: of an input that is skipped since, say."""
+    """Remove what the job no longer has: of an input that is skipped since, say. Its fragments stay for its return."""
+    inputs = list(inputs)
     wanted = {asset.key for f in inputs for asset in f.assets}
-    for folder in PUBLISHED_FOLDERS:
+    for f in inputs:
+        wanted |= {result_key(f.plan.key), layout.tile_table_key(f.plan.key), layout.preview_key(f.plan.key)}
+    for folder in (*PUBLISHED_FOLDERS, *BESIDE_FOLDERS):
         for stored in store.walk(folder):
             if stored.key not in wanted:
                 store.delete(stored.key)

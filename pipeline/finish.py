@@ -19,7 +19,7 @@ from panoptile.model.classes import ClassTable
 from panoptile.pipeline.any_plan import AnyPlan
 from panoptile.pipeline.fault_points import reach
 from panoptile.pipeline.joined import Fragments, Joined, JoinedLabels, join
-from panoptile.pipeline.layout import commit_key
+from panoptile.pipeline.layout import commit_key, preview_key, tile_table_key
 from panoptile.pipeline.memory import map_large_blocks, release_unused
 from panoptile.pipeline.plan import RasterPlan, Unit
 from panoptile.pipeline.preview import write_preview
@@ -129,7 +129,7 @@ def finish_input(
             )
             joined = replace(joined, segments=table)
         assets, preview, seams = _publish_files(store, fragments, labels, joined, classes, products, tags)
-        store.put_bytes(f"tiles/{plan.info.key}.parquet", _tile_table(plan, fragments, joined))
+        store.put_bytes(tile_table_key(plan.info.key), _tile_table(plan, fragments, joined))
     return FinishedInput(
         plan,
         assets,
@@ -192,7 +192,7 @@ def _publish_files(
         )
         if products.preview:
             write_preview(scratch / "preview.png", info, files.segments_tif, files.classes_tif, classes)
-            preview = f"previews/{info.key}.png"
+            preview = preview_key(info.key)
             store.put_file(preview, scratch / "preview.png")
         if products.raster:
             for path in (files.segments_tif, files.classes_tif):

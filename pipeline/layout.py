@@ -51,6 +51,16 @@ def plan_key(key: str) -> str:
     return f"_state/plan/{key}.json"
 
 
+def tile_table_key(key: str) -> str:
+    """What became of each tile of one raster."""
+    return f"tiles/{key}.parquet"
+
+
+def preview_key(key: str) -> str:
+    """The picture of one input."""
+    return f"previews/{key}.png"
+
+
 def generation_key(number: int) -> str:
     """The record of the ``number``-th time that a result was published."""
     return f"_state/generations/{number}.json"

@@ -12,7 +12,7 @@ import numpy as np
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline.fault_points import reach
 from panoptile.pipeline.finish import Asset, ClassCount, FinishedInput, put_asset
-from panoptile.pipeline.layout import commit_key
+from panoptile.pipeline.layout import commit_key, preview_key
 from panoptile.pipeline.link_options import LinkOptions
 from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.store import Store
@@ -100,7 +100,7 @@ def _put(
             files.append(scratch / "overlay.mp4")
         if products.preview:
             write_contact_sheet(scratch / "preview.png", plan, published.masks, published.tracks, classes)
-            preview = f"previews/{plan.key}.png"
+            preview = preview_key(plan.key)
             store.put_file(preview, scratch / "preview.png")
     return tuple(put_asset(store, f"video/{plan.key}/{path.name}", path) for path in files), preview
 

@@ -80,6 +80,39 @@ def test_an_input_that_was_mended_is_done_by_the_same_command(mixed: WorldFiles,
     assert panoptile("verify", out) == 0
 
 
+def test_an_input_that_is_skipped_since_is_gone_from_the_whole_result(
+    world: WorldFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was published once and is broken now: no table, picture, count or label of it is left, and no command
+    stumbles over it; put back, it is published again from what is kept."""
+    folder, out = tmp_path / "inputs", tmp_path / "out"
+    folder.mkdir()
+    for name in ("good", "bad"):
+        shutil.copy2(world.image, folder / f"{name}.tif")
+    pair = WorldFiles(folder / "*.tif", world.labels, world.classes, world.table)
+    options = {"skip_invalid": True, "max_failures": "90%", **TILING}
+    assert run(pair, out, **options).exit is Exit.DONE
+    both = _names(out)
+    (folder / "bad.tif").write_text("not a raster")
+    assert run(pair, out, **options).exit is Exit.QUARANTINED
+    assert _names(out) == {name for name in both if "bad" not in name}
+    for command in ("verify", "preview", "status"):
+        assert panoptile(command, out) == 0, command
+    assert "16 of 16 done (100%)" in capsys.readouterr().out
+    assert panoptile("report", out, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["inputs"] == 1
+    shutil.copy2(world.image, folder / "bad.tif")
+    summary = run(pair, out, **options)
+    assert (summary.exit, summary.metrics["units_run"]) == (Exit.DONE, 0)
+    assert _names(out) == both
+
+
+def _names(out: Path) -> set[str]:
+    """Files of the inputs, wherever they lie in the result."""
+    folders = ("rasters", "segments", "tiles", "previews", "_state/results")
+    return {p.relative_to(out).as_posix() for f in folders for p in (out / f).rglob("*") if p.is_file()}
+
+
 def test_skipped_inputs_count_as_failures(mixed: WorldFiles, tmp_path: Path) -> None:
     """Two skipped inputs beside 16 units: allowed by --max-failures 2, refused with exit 4 by 1, before anything runs."""
     with pytest.raises(JobError, match="2 inputs cannot be segmented") as e:
