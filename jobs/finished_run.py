@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,22 @@ class FinishedRun:
             ) from e
         except StoreUnreachable as e:
             raise JobError(Exit.UNREACHABLE, str(e)) from e
+
+
+def damaged(store: Store, key: str) -> JobError:
+    """A file of a finished run that cannot be read: exit 2."""
+    return invalid(
+        f"{store.uri(key)} is gone or damaged: panoptile verify {shlex.quote(store.root)} names all that is, and how it "
+        "is made again."
+    )
+
+
+def published_classes(store: Store, scratch: Path) -> ClassTable:
+    """The classes of a finished run. Raises :class:`JobError` (exit 2) where they cannot be read, ``OSError``."""
+    try:
+        return ClassTable.from_file(store.local_copy(layout.CLASSES, scratch))
+    except (FileNotFoundError, ValueError) as e:
+        raise damaged(store, layout.CLASSES) from e
 
 
 def stem_of(key: str) -> str:

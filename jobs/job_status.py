@@ -64,9 +64,7 @@ def look_at(out: str, observer: Observer | None = None) -> JobStatus:
     tried = {s.key.split("/")[2] for s in store.walk("_state/dead")}
     ending = sight.ending
     finished = success is not None and sight.state != "alive"
-    code = (
-        int(success.get("exit", 0)) if finished and success is not None else ending.exit if ending else None
-    )
+    code = _count(success, "exit") if finished and success is not None else ending.exit if ending else None
     waits = success is None and _has_not_begun(submission, sight)
     job = job or {}
     return JobStatus(
@@ -86,8 +84,8 @@ def look_at(out: str, observer: Observer | None = None) -> JobStatus:
     )
 
 
-def _count(totals: dict[str, Any], name: str) -> int:
-    number = totals.get(name, 0)
+def _count(fields: dict[str, Any], name: str) -> int:
+    number = fields.get(name, 0)
     return number if isinstance(number, int) else 0
 
 

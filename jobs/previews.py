@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 from panoptile.jobs.exits import invalid
+from panoptile.jobs.finished_run import damaged, published_classes
 from panoptile.jobs.results import published_keys
 from panoptile.jobs.state import cannot_write
-from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
 from panoptile.pipeline.any_plan import plan_from_json
 from panoptile.pipeline.plan import RasterPlan
@@ -35,7 +35,10 @@ def redraw(out: str, max_side: int) -> list[str]:
 
 
 def _redraw(store: Store, plan_key: str, max_side: int) -> str:
-    plan = plan_from_json(store.read_bytes(plan_key))
+    try:
+        plan = plan_from_json(store.read_bytes(plan_key))
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as e:
+        raise damaged(store, plan_key) from e
     return (
         _redraw_video(store, plan, max_side)
         if isinstance(plan, VideoPlan)
@@ -49,11 +52,11 @@ def _redraw_video(store: Store, plan: VideoPlan, max_side: int) -> str:
     with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
         scratch = Path(folder)
         try:
-            classes = ClassTable.from_file(store.local_copy(layout.CLASSES, scratch))
+            classes = published_classes(store, scratch)
             masks, tracks = (store.local_copy(key, scratch) for key in tables)
             write_contact_sheet(scratch / "preview.png", plan, masks, tracks, classes, max_side=max_side)
-        except ValueError as e:
-            raise invalid(str(e)) from e
+        except (ValueError, KeyError) as e:  # KeyError: a raster without the tag that names its classes
+            raise invalid(f"Cannot draw {plan.uri}: {e}. See panoptile verify {store.root}.") from e
         except StoreUnreachable:
             raise
         except OSError as e:
@@ -75,11 +78,11 @@ def _redraw_raster(store: Store, plan: RasterPlan, max_side: int) -> str:
         scratch = Path(folder)
         picture = scratch / "preview.png"
         try:
-            classes = ClassTable.from_file(store.local_copy(layout.CLASSES, scratch))
+            classes = published_classes(store, scratch)
             segments_tif, classes_tif = (store.local_copy(key, scratch) for key in rasters)
             write_preview(picture, info, segments_tif, classes_tif, classes, max_side=max_side)
-        except ValueError as e:
-            raise invalid(str(e)) from e
+        except (ValueError, KeyError) as e:  # KeyError: a raster without the tag that names its classes
+            raise invalid(f"Cannot draw {info.uri}: {e}. See panoptile verify {store.root}.") from e
         except StoreUnreachable:
             raise
         except OSError as e:

@@ -12,15 +12,17 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from panoptile.jobs.exits import invalid
+from panoptile.jobs.finished_run import damaged, published_classes
 from panoptile.jobs.job_record import read_job
-from panoptile.jobs.state import read_json, store_errors
+from panoptile.jobs.state import parquet_rows, read_json, store_errors
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
 from panoptile.pipeline.store import Store, open_store
@@ -105,12 +107,12 @@ def gather(out: str, price: float | None) -> JobReport:
                 f"{out} holds no finished run: there is no {layout.SUCCESS}. See panoptile status {out}."
             )
         scratch = Path(folder)
-        classes = ClassTable.from_file(store.local_copy(layout.CLASSES, scratch))
+        classes = published_classes(store, scratch)
         inputs = list(_inputs(store))
         failures, count = _failures(store)
         report = JobReport(
             out=store.root,
-            exit=int(success.get("exit", 0)),
+            exit=_exit_of(store, success),
             job=read_job(store) or {},
             metrics=read_json(store, layout.METRICS) or {},
             classes=classes,
@@ -125,32 +127,40 @@ def gather(out: str, price: float | None) -> JobReport:
         return report
 
 
+def _exit_of(store: Store, success: dict[str, Any]) -> int:
+    code = success.get("exit", 0)
+    if not isinstance(code, int):
+        raise damaged(store, layout.SUCCESS)
+    return code
+
+
 def _inputs(store: Store) -> Iterator[InputReport]:
     plans = store.read_all("_state/plan")
     for name, data in sorted(store.read_all("_state/results").items()):
+        key = name.rsplit("/", 1)[-1].removesuffix(".json")
         try:
-            found = json.loads(data)["finished"]
-            key = name.rsplit("/", 1)[-1].removesuffix(".json")
-            plan = json.loads(plans[layout.plan_key(key)])
-        except (ValueError, KeyError):
-            continue
-        about = plan.get("info") or plan.get("index") or {}
-        yield InputReport(
-            key=key,
-            uri=str(about.get("uri") or plan.get("uri") or key),
-            kind=str(plan.get("kind", "raster")),
-            height=int(about.get("height", 0)),
-            width=int(about.get("width", 0)),
-            segments=int(found.get("segments", 0)),
-            counts={
-                int(c["class_id"]): (int(c["segments"]), int(c["pixels"])) for c in found.get("counts", ())
-            },
-            suspects=int(found.get("suspects", 0)),
-            merged=int(found.get("things_over_seams", 0)),
-            failed_items=int(found.get("failed_tiles", 0)),
-            footprint=_footprint(about),
-            preview=found.get("preview"),
-        )
+            yield _input(key, json.loads(plans[layout.plan_key(key)]), json.loads(data)["finished"])
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise damaged(store, name) from e
+
+
+def _input(key: str, plan: dict[str, Any], found: dict[str, Any]) -> InputReport:
+    """One input from its plan and from the record of what was found; raises anything where they are damaged."""
+    about = plan.get("info") or plan.get("index") or {}
+    return InputReport(
+        key=key,
+        uri=str(about.get("uri") or plan.get("uri") or key),
+        kind=str(plan.get("kind", "raster")),
+        height=int(about.get("height", 0)),
+        width=int(about.get("width", 0)),
+        segments=int(found.get("segments", 0)),
+        counts={int(c["class_id"]): (int(c["segments"]), int(c["pixels"])) for c in found.get("counts", ())},
+        suspects=int(found.get("suspects", 0)),
+        merged=int(found.get("things_over_seams", 0)),
+        failed_items=int(found.get("failed_tiles", 0)),
+        footprint=_footprint(about),
+        preview=found.get("preview"),
+    )
 
 
 def _footprint(info: dict[str, Any]) -> Footprint | None:
@@ -180,24 +190,34 @@ def _areas(store: Store, inputs: list[InputReport]) -> dict[int, float]:
         key = f"segments/{one.key}.parquet"
         if one.kind != "raster" or not store.exists(key):
             continue
-        with store.open(key) as f:
-            file = pq.ParquetFile(f)
-            if "area_m2" not in file.schema_arrow.names:
-                continue
-            for group in file.iter_batches(columns=["class_id", "area_m2"]):
-                ids = group.column("class_id").to_numpy()
-                areas = np.nan_to_num(group.column("area_m2").to_numpy(zero_copy_only=False))
-                for class_id in np.unique(ids):
-                    sums[int(class_id)] += float(areas[ids == class_id].sum())
+        try:
+            with store.open(key) as f:
+                _add_areas(f, sums)
+        except (pa.ArrowException, KeyError) as e:
+            raise damaged(store, key) from e
     return {class_id: area for class_id, area in sums.items() if area > 0}
+
+
+def _add_areas(table: BinaryIO, sums: dict[int, float]) -> None:
+    file = pq.ParquetFile(table)
+    if "area_m2" not in file.schema_arrow.names:
+        return
+    for group in file.iter_batches(columns=["class_id", "area_m2"]):
+        ids = group.column("class_id").to_numpy()
+        areas = np.nan_to_num(group.column("area_m2").to_numpy(zero_copy_only=False))
+        for class_id in np.unique(ids):
+            sums[int(class_id)] += float(areas[ids == class_id].sum())
 
 
 def _failures(store: Store) -> tuple[list[dict[str, Any]], int]:
     """(first rows of the dead letter, how many there are)."""
-    if not store.exists("deadletter.parquet"):
+    try:
+        rows = parquet_rows(store.read_bytes(layout.DEADLETTER))
+    except FileNotFoundError:
         return [], 0
-    table = pq.read_table(io.BytesIO(store.read_bytes("deadletter.parquet")))
-    return table.slice(0, ROWS).to_pylist(), table.num_rows
+    if rows is None:
+        raise damaged(store, layout.DEADLETTER)
+    return rows[:ROWS], len(rows)
 
 
 # --- pictures ------------------------------------------------------------------------------------------
@@ -207,9 +227,12 @@ def _add_pictures(store: Store, report: JobReport, scratch: Path) -> None:
     largest = sorted(report.inputs, key=lambda i: i.segments, reverse=True)
     for one in largest[:PICTURES]:
         if one.preview is not None and store.exists(one.preview):
-            one.picture = _jpeg(store.read_bytes(one.preview))
+            try:
+                one.picture = _jpeg(store.read_bytes(one.preview))
+            except (OSError, SyntaxError) as e:  # what PIL raises for a broken PNG
+                raise damaged(store, one.preview) from e
     for one in [i for i in largest if i.footprint is not None][:FOOTPRINTS]:
-        one.labels = _drawn_labels(store, one, report.classes, scratch)
+        one.labels = _drawn_labels(store, one.key, report.classes, scratch)
 
 
 def _jpeg(data: bytes) -> bytes:
@@ -220,20 +243,23 @@ def _jpeg(data: bytes) -> bytes:
     return sink.getvalue()
 
 
-def _drawn_labels(store: Store, one: InputReport, classes: ClassTable, scratch: Path) -> bytes | None:
+def _drawn_labels(store: Store, key: str, classes: ClassTable, scratch: Path) -> bytes | None:
     """The class raster of one input in colours, read from an overview."""
     from panoptile.pipeline import gdal_env  # noqa: F401  (GDAL's environment, before rasterio)
 
     import rasterio  # isort: skip
 
-    keys = [k for k in store.keys(f"rasters/{one.key}") if k.endswith(".classes.tif")]
+    keys = [k for k in store.keys(f"rasters/{key}") if k.endswith(".classes.tif")]
     if not keys:
         return None
     path = store.local_copy(keys[0], scratch)
-    with rasterio.open(path, driver="GTiff") as raster:
-        scale = min(1.0, FOOTPRINT_SIDE / max(raster.height, raster.width))
-        shape = (max(1, round(raster.height * scale)), max(1, round(raster.width * scale)))
-        ids = raster.read(1, out_shape=shape)
+    try:
+        with rasterio.open(path, driver="GTiff") as raster:
+            scale = min(1.0, FOOTPRINT_SIDE / max(raster.height, raster.width))
+            shape = (max(1, round(raster.height * scale)), max(1, round(raster.width * scale)))
+            ids = raster.read(1, out_shape=shape)
+    except rasterio.errors.RasterioError as e:
+        raise damaged(store, keys[0]) from e
     palette = np.zeros((65_536, 4), np.uint8)
     for c in classes:
         palette[c.class_id] = (*c.color, 255 if c.is_thing else 150)

@@ -6,7 +6,6 @@ learning model extension (MLM). Links are relative: the folder can be moved or s
 
 from __future__ import annotations
 
-import io
 import json
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pystac
 from pystac.extensions.classification import Classification, ClassificationExtension
 from pystac.extensions.file import FileExtension
@@ -31,8 +29,9 @@ from pystac.extensions.projection import ProjectionExtension
 from pystac.extensions.raster import DataType, RasterBand, RasterExtension
 
 from panoptile.jobs.exits import invalid
+from panoptile.jobs.finished_run import damaged, published_classes
 from panoptile.jobs.job_record import read_job
-from panoptile.jobs.state import store_errors
+from panoptile.jobs.state import parquet_rows, read_json, store_errors
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import (
     gdal_env,  # noqa: F401  (GDAL's environment, before rasterio)
@@ -63,7 +62,7 @@ def write_catalog(out: str) -> str:
             )
         job = read_job(store) or {}
         with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
-            classes = ClassTable.from_file(store.local_copy(layout.CLASSES, Path(folder)))
+            classes = published_classes(store, Path(folder))
         assets = _assets(store)
         written = store.read_all(f"{FOLDER}/items")
         links, boxes, times = [], [], []
@@ -92,8 +91,13 @@ def write_catalog(out: str) -> str:
 def _assets(store: Store) -> dict[str, list[dict[str, Any]]]:
     """Published files by the key of their input."""
     found: dict[str, list[dict[str, Any]]] = {}
-    table = pq.read_table(io.BytesIO(store.read_bytes(layout.MANIFEST)))
-    for row in table.to_pylist():
+    try:
+        rows = parquet_rows(store.read_bytes(layout.MANIFEST))
+    except FileNotFoundError:
+        rows = None
+    if rows is None:
+        raise damaged(store, layout.MANIFEST)
+    for row in rows:
         if row["kind"] == "asset":
             found.setdefault(row["input"], []).append(row)
     return found
@@ -102,11 +106,11 @@ def _assets(store: Store) -> dict[str, list[dict[str, Any]]]:
 def _items(
     store: Store, job: dict[str, Any], classes: ClassTable, assets: dict[str, list[dict[str, Any]]]
 ) -> Iterator[pystac.Item]:
-    for key in store.keys("_state/plan"):
-        plan = json.loads(store.read_bytes(key))
-        name = key.rsplit("/", 1)[-1].removesuffix(".json")
-        if name in assets:
-            yield _item(store, name, plan, job, classes, assets[name])
+    for name in sorted(assets):
+        plan = read_json(store, layout.plan_key(name))
+        if not plan:
+            raise damaged(store, layout.plan_key(name))
+        yield _item(store, name, plan, job, classes, assets[name])
 
 
 def _item(

@@ -54,18 +54,18 @@ class Finished:
 def finished_before(store: Store, fingerprint: str, units: Mapping[str, str | None]) -> Finished | None:
     """An earlier, complete run of this very job; None where anything is missing.
 
-    Complete: ``_SUCCESS.json`` names this job and this manifest, the manifest's units are ``units`` (unit id to the
-    sha256 of its committed fragment, or None), and every published file is there in its size. ``verify`` is what
-    reads all bytes again. A few listings, whatever the number of units.
+    Complete: ``_SUCCESS.json`` is what its generation says and names this job, this manifest and these classes, the
+    manifest's units are ``units`` (unit id to the sha256 of its committed fragment, or None), every published file is
+    there in its size, and so is the dead letter where there must be one. ``verify`` is what reads all bytes again. A
+    few listings, whatever the number of units.
     """
     success, metrics = read_json(store, layout.SUCCESS), read_json(store, layout.METRICS)
     if success is None or metrics is None or success.get("fingerprint") != fingerprint:
         return None
-    try:
-        manifest = store.read_bytes(layout.MANIFEST)
-        if hashlib.sha256(manifest).hexdigest() != success.get("manifest_sha256"):
-            return None
-    except FileNotFoundError:
+    if not _is_recorded(store, success):
+        return None
+    manifest = _promised(store, layout.MANIFEST, success.get("manifest_sha256"))
+    if manifest is None or _promised(store, layout.CLASSES, success.get("classes_sha256")) is None:
         return None
     rows = parquet_rows(manifest)
     if rows is None or dict(units) != {row["name"]: row["sha256"] for row in rows if row["kind"] == "unit"}:
@@ -74,6 +74,28 @@ def finished_before(store: Store, fingerprint: str, units: Mapping[str, str | No
     if any(sizes.get(row["name"]) != row["bytes"] for row in rows if row["kind"] == "asset"):
         return None
     return Finished(Exit(int(success.get("exit", 0))), metrics, rows, success.get("link", {}))
+
+
+def _is_recorded(store: Store, success: Mapping[str, Any]) -> bool:
+    """``_SUCCESS.json`` is what its generation says; with exit 3 there is a dead letter that can be read."""
+    number = success.get("generation")
+    if not isinstance(number, int) or read_json(store, layout.generation_key(number)) != success:
+        return False
+    if success.get("exit") != Exit.QUARANTINED:
+        return success.get("exit") == Exit.DONE
+    try:
+        return parquet_rows(store.read_bytes(layout.DEADLETTER)) is not None
+    except FileNotFoundError:
+        return False
+
+
+def _promised(store: Store, key: str, sha256: object) -> bytes | None:
+    """The bytes of ``key``; None where they are not what was promised."""
+    try:
+        data = store.read_bytes(key)
+    except FileNotFoundError:
+        return None
+    return data if hashlib.sha256(data).hexdigest() == sha256 else None
 
 
 @contextlib.contextmanager

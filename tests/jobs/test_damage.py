@@ -14,10 +14,12 @@ from unittest import mock
 import numpy as np
 import pytest
 from tests.jobs.runs import WorldFiles, arrays, published, run, write_world
+from tests.jobs.test_bad_input import panoptile
 from tests.pipeline.worlds import make_world
 
 from panoptile.jobs import publishing, segment
 from panoptile.jobs.console import Console
+from panoptile.jobs.deadletter import dead_letter
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.open_units_run import OpenUnitsRun
 from panoptile.jobs.prepare import prepare
@@ -223,3 +225,64 @@ def test_a_full_disk_ends_with_exit_4_and_then_goes_on(
     assert not (tmp_path / "out" / "_SUCCESS.json").exists()
     run(files, tmp_path / "out", **TILING)
     assert published(tmp_path / "out") == published(calm)
+
+
+@pytest.mark.parametrize(
+    "name", ["classes.json", "_state/generations/1.json", "rasters/*/*.classes.tif", "segments/*.parquet"]
+)
+@pytest.mark.parametrize("content", [None, b"", b"[]"])
+def test_a_finished_run_is_judged_by_all_that_it_promises(
+    files: WorldFiles, calm: Path, finished: Path, name: str, content: bytes | None
+) -> None:
+    """What verify names, and is deleted or cut, the same command makes again: without running a unit."""
+    victim = min(finished.glob(name))
+    victim.unlink()
+    if content is not None:
+        victim.write_bytes(content)
+    assert panoptile("verify", finished) == 7
+    summary = run(files, finished, **TILING)
+    assert summary.metrics["units_run"] == 0
+    assert published(finished) == published(calm)
+    assert panoptile("verify", finished) == 0
+
+
+@pytest.mark.parametrize(
+    "change", [{"exit": None}, {"exit": "x"}, {"exit": 77}, {"generation": -5}, {"units": 1}]
+)
+def test_a_success_that_says_something_else_does_not_count(
+    files: WorldFiles, finished: Path, change: dict[str, object]
+) -> None:
+    """_SUCCESS.json must be what its generation says; no command breaks over one that is not."""
+    path = finished / "_SUCCESS.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    for command in ("status", "report", "logs"):
+        assert panoptile(command, finished) in (0, 2)
+    assert not run(files, finished, **TILING).already_done
+    assert panoptile("verify", finished) == 0
+
+
+PARTS = (
+    "classes.json", "rasters/*/*.segments.tif", "rasters/*/*.classes.tif", "segments/*.parquet", "previews/*.png",
+    "_state/plan/*.json", "_state/results/*.json", "manifest.parquet", "metrics.json", "deadletter.parquet",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", PARTS)
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "[]", "{}", "no text"])
+def test_no_command_breaks_over_a_damaged_file(
+    finished: Path, pattern: str, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """report, preview and export end with their file or with one sentence and exit 2, never with a traceback."""
+    (finished / "deadletter.parquet").write_bytes(dead_letter([]))
+    victim = min(finished.glob(pattern))
+    data = victim.read_bytes()
+    victim.unlink()
+    made = {"empty": b"", "cut": data[: len(data) // 2], "[]": b"[]", "{}": b"{}", "no text": b"\xff\xfe\x00"}
+    if damage in made:
+        victim.write_bytes(made[damage])
+    for command in (["report", finished], ["preview", finished], ["export", finished, "--to", "stac"]):
+        code = panoptile(*command)
+        told = capsys.readouterr().err
+        assert code in (0, 2), told
+        assert "Traceback" not in told
+        assert told.count("error:") == (code == 2)
