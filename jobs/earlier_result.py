@@ -50,9 +50,11 @@ def finished_as(store: Store, prepared: Prepared, found: Survey) -> Finished | N
     return None if done is None or done.link != prepared.link_fields else done
 
 
-def summary_of(store: Store, prepared: Prepared, found: Survey, done: Finished) -> Summary:
-    """What that record, and those of its inputs, say."""
+def summary_of(store: Store, prepared: Prepared, found: Survey, done: Finished) -> Summary | None:
+    """What that record, and those of its inputs, say; None where one of them does not hold any more."""
     inputs = known_results(store, prepared, found.commits)
+    if len(inputs) < len(prepared.plans):
+        return None
     return Summary(done.exit, store.root, tuple(inputs.values()), done.metrics, already_done=True)
 
 
@@ -61,7 +63,9 @@ def known_results(
 ) -> dict[str, FinishedInput]:
     """What is published already and still right, by the inputs' keys."""
     records = store.read_all("_state/results")
-    sizes = {s.key: s.size for folder in PUBLISHED_FOLDERS for s in store.walk(folder)}
+    sizes = {
+        s.key: s.size for folder in (*PUBLISHED_FOLDERS, "tiles", "previews") for s in store.walk(folder)
+    }
     known = {}
     for plan in prepared.plans:
         data = records.get(result_key(plan.key))

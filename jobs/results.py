@@ -46,6 +46,7 @@ def save_result(store: Store, finished: FinishedInput, fingerprint: str) -> None
     fields: dict[str, Any] = {f.name: getattr(finished, f.name) for f in dataclasses.fields(finished)}
     del fields["plan"]
     fields["assets"] = [dataclasses.asdict(a) for a in finished.assets]
+    fields["tile_table"] = None if finished.tile_table is None else dataclasses.asdict(finished.tile_table)
     fields["counts"] = [dataclasses.asdict(c) for c in finished.counts]
     fields["missing_units"] = [u.id for u in finished.missing_units]
     fields["commits"] = {u.id: sha256 for u, sha256 in finished.commits.items()}
@@ -65,7 +66,7 @@ def load_result(
     Args:
         data: bytes of its :func:`result_key`.
         commits: unit id -> sha256 of the committed fragment, of the units that are committed now.
-        sizes: published file -> bytes, as listed now.
+        sizes: published file, table of tiles or picture -> bytes, as listed now.
     """
     try:
         record = json.loads(data or b"")
@@ -74,10 +75,14 @@ def load_result(
         assets = tuple(Asset(**a) for a in fields["assets"])
         if record["fingerprint"] != fingerprint or record["plan"] != plan_digest(plan):
             return None
-        if fields["commits"] != commits or any(sizes.get(a.key) != a.size for a in assets):
+        tile_table = Asset(**fields["tile_table"]) if fields.get("tile_table") else None
+        promised = (*assets, *([tile_table] if tile_table else []))
+        if fields["commits"] != commits or any(sizes.get(a.key) != a.size for a in promised):
+            return None
+        if fields["preview"] is not None and fields["preview"] not in sizes:
             return None
         units = {u.id: u for u in plan.units()}
-        fields["assets"] = assets
+        fields["assets"], fields["tile_table"] = assets, tile_table
         fields["counts"] = tuple(ClassCount(**c) for c in fields["counts"])
         fields["missing_units"] = tuple(units[i] for i in fields["missing_units"])
         fields["commits"] = {units[i]: sha256 for i, sha256 in fields["commits"].items()}

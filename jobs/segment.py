@@ -89,9 +89,10 @@ def _followed(store: Store, prepared: Prepared, held: Followed) -> Summary:
     with store_errors(prepared.spec.out, started=True):
         found = survey(store, prepared.plans)
         done = finished_as(store, prepared, found)
-        if done is None:
+        summary = None if done is None else summary_of(store, prepared, found, done)
+        if summary is None:
             raise JobError(
                 Exit.FAILED,
                 f"The run that was followed has ended, but {store.root} is not what it made: run the command again.",
             )
-        return summary_of(store, prepared, found, done)
+        return summary

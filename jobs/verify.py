@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from PIL import Image
+
 from panoptile.jobs.exits import Exit
 from panoptile.jobs.job_record import job_of, record_problem
-from panoptile.jobs.results import PUBLISHED_FOLDERS, highest_generation
+from panoptile.jobs.results import PUBLISHED_FOLDERS, highest_generation, result_key
 from panoptile.jobs.state import parquet_rows, read_json
 from panoptile.jobs.survey import read_commits
 from panoptile.pipeline import layout
 from panoptile.pipeline.commit import Commit
+from panoptile.pipeline.plan import kind_of
 from panoptile.pipeline.store import Store
 
 READERS = 8
 """Files that are read at once: a store far away answers slowly, not little."""
 
-Kind = Literal["job", "fragment", "commit", "file", "manifest", "classes", "success", "generation"]
+Kind = Literal[
+    "job", "fragment", "commit", "file", "manifest", "classes", "success", "generation", "tiles", "preview", "record",
+    "deadletter", "metrics",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +80,18 @@ def verify(store: Store) -> Verified:
     elif store.exists(layout.SUCCESS):
         found.append(Mismatch("success", layout.SUCCESS, "cannot be read"))
     files = [(r["name"], r["sha256"], r["bytes"]) for r in rows if r["kind"] == "asset"]
+    tables: list[tuple[str, str, int]] = []
     if rows:
         found += _check_unlisted(store, {name for name, _, _ in files})
+        tables, wrong = _check_beside(store, sorted({row["input"] for row in rows}))
+        found += wrong
+    if success is not None:
+        found += _check_about(store, success)
     with ThreadPoolExecutor(READERS, "verify") as readers:
         found += _compare(store, readers, "fragment", fragments)
         found += _compare(store, readers, "file", files)
-    size = sum(c.size for c in whole) + sum(size for _, _, size in files)
+        found += _compare(store, readers, "tiles", tables)
+    size = sum(c.size for c in whole) + sum(size for _, _, size in [*files, *tables])
     return Verified(len(files), len(fragments), size, success is not None, tuple(found))
 
 
@@ -132,6 +146,57 @@ def _check_unlisted(store: Store, listed: set[str]) -> Iterator[Mismatch]:
         for stored in store.walk(folder):
             if stored.key not in listed:
                 yield Mismatch("file", stored.key, "is not in the manifest")
+
+
+def _check_beside(store: Store, keys: list[str]) -> tuple[list[tuple[str, str, int]], list[Mismatch]]:
+    """(tables of tiles as promised, what is wrong with records, pictures, and tables that no hash is kept of)."""
+    records, plans = store.read_all("_state/results"), store.read_all("_state/plan")
+    promised: list[tuple[str, str, int]] = []
+    found: list[Mismatch] = []
+    for key in keys:
+        try:
+            finished = json.loads(records[result_key(key)])["finished"]
+            table, preview = finished.get("tile_table"), finished["preview"]
+            if table is not None:
+                promised.append((table["key"], table["sha256"], table["size"]))
+            elif kind_of(plans[layout.plan_key(key)]) == "raster":
+                found += _unreadable(store, "tiles", layout.tile_table_key(key))
+            if preview is not None:
+                found += _unreadable(store, "preview", preview)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            found.append(Mismatch("record", result_key(key), "or its plan is gone or cannot be read"))
+    wanted = {layout.tile_table_key(key) for key in keys}
+    found += [Mismatch("tiles", s.key, "is of no input") for s in store.walk("tiles") if s.key not in wanted]
+    return promised, found
+
+
+def _check_about(store: Store, success: dict[str, Any]) -> Iterator[Mismatch]:
+    """What tells of the run; it differs from run to run, so that it can only be read."""
+    if read_json(store, layout.METRICS) is None:
+        yield Mismatch("metrics", layout.METRICS, "is gone or cannot be read")
+    if success.get("exit") == Exit.QUARANTINED:
+        yield from _unreadable(store, "deadletter", layout.DEADLETTER)
+
+
+def _unreadable(store: Store, kind: Kind, key: str) -> Iterator[Mismatch]:
+    """A table or picture that is not there, or not whole."""
+    try:
+        data = store.read_bytes(key)
+    except FileNotFoundError:
+        yield Mismatch(kind, key, "is gone")
+        return
+    if not (_is_whole_picture(data) if kind == "preview" else parquet_rows(data) is not None):
+        yield Mismatch(kind, key, "cannot be read")
+
+
+def _is_whole_picture(data: bytes) -> bool:
+    """Checks every checksum of a PNG; it may be drawn anew at any time, in another size."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            picture.verify()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True
 
 
 def _compare(

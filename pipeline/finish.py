@@ -78,6 +78,8 @@ class FinishedInput:
     """Tiles that are nodata because they failed, those of missing units included."""
     seam_counts: tuple[int, ...] = ()
     """The fields of ``seams``, as plain numbers that survive JSON."""
+    tile_table: Asset | None = None
+    """Of a raster; beside the published tree, and None in records of older versions."""
 
     @property
     def seams(self) -> SeamQuality:
@@ -129,7 +131,7 @@ def finish_input(
             )
             joined = replace(joined, segments=table)
         assets, preview, seams = _publish_files(store, fragments, labels, joined, classes, products, tags)
-        store.put_bytes(tile_table_key(plan.info.key), _tile_table(plan, fragments, joined))
+        tile_table = _put_tile_table(store, plan, fragments, joined)
     return FinishedInput(
         plan,
         assets,
@@ -147,7 +149,15 @@ def finish_input(
         time.perf_counter() - stitched,
         len(fragments.failed_tiles()),
         seams.counts,
+        tile_table,
     )
+
+
+def _put_tile_table(store: Store, plan: RasterPlan, fragments: Fragments, joined: Joined) -> Asset:
+    data = _tile_table(plan, fragments, joined)
+    key = tile_table_key(plan.info.key)
+    store.put_bytes(key, data)
+    return Asset(key, hashlib.sha256(data).hexdigest(), len(data))
 
 
 def _withdraw_damaged(store: Store, fragments: Fragments) -> None:

@@ -68,6 +68,14 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], None], set[str]]] = {
     "success changed": ("_SUCCESS.json", _edit(segments=-1), {"generation"}),
     "success torn": ("_SUCCESS.json", lambda p: _write(p, b"{"), {"success"}),
     "generation changed": ("_state/generations/1.json", _edit(units=-1), {"generation"}),
+    "table of tiles flipped": ("tiles/*.parquet", _flip, {"tiles"}),
+    "table of tiles gone": ("tiles/*.parquet", Path.unlink, {"tiles"}),
+    "table of no input": ("tiles", lambda p: _write(p / "old.parquet", b"x"), {"tiles"}),
+    "preview cut": ("previews/*.png", lambda p: _write(p, p.read_bytes()[:-20]), {"preview"}),
+    "preview flipped": ("previews/*.png", _flip, {"preview"}),
+    "preview gone": ("previews/*.png", Path.unlink, {"preview"}),
+    "record torn": ("_state/results/*.json", lambda p: _write(p, b"{"), {"record"}),
+    "metrics torn": ("metrics.json", lambda p: _write(p, b"{"), {"metrics"}),
     "a file that is not listed": ("segments", lambda p: _write(p / "old.parquet", b"x"), {"file"}),
 }  # fmt: skip
 
@@ -102,12 +110,33 @@ def test_verify_is_content_with_a_sound_folder(
 
 def test_what_verify_names_is_made_again(finished: Path, world: WorldFiles, calm: Path) -> None:
     """Delete what is named and run the same command: the folder is as promised again."""
-    for pattern in ("rasters/*/*.segments.tif", "manifest.parquet", "_state/commits/*.json"):
+    for pattern in (
+        "rasters/*/*.segments.tif", "manifest.parquet", "_state/commits/*.json", "tiles/*.parquet", "previews/*.png",
+        "_state/results/*.json", "metrics.json", "job.json", "classes.json",
+    ):  # fmt: skip
         min(finished.glob(pattern)).unlink()
         assert panoptile("verify", finished) == 7
         run(world, finished, **TILING)
         assert panoptile("verify", finished) == 0
         assert published(finished) == published(calm)
+
+
+def test_verify_knows_a_folder_of_an_older_version_and_a_picture_that_was_drawn_anew(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a hash of the table of tiles it must be readable; a picture may be drawn again, in another size."""
+    assert panoptile("preview", finished, "--max-side", "480") == 0
+    record = min(finished.glob("_state/results/*.json"))
+    fields = json.loads(record.read_text())
+    del fields["finished"]["tile_table"]
+    record.write_text(json.dumps(fields))
+    assert panoptile("verify", finished) == 0
+    table = min(finished.glob("tiles/*.parquet"))
+    table.write_bytes(table.read_bytes()[:-9])
+    capsys.readouterr()
+    assert panoptile("verify", finished, "--json") == 7
+    (told,) = json.loads(capsys.readouterr().out)["mismatches"]
+    assert (told["kind"], told["problem"]) == ("tiles", "cannot be read")
 
 
 def test_gc_removes_orphans_alone(finished: Path, calm: Path, capsys: pytest.CaptureFixture[str]) -> None:
