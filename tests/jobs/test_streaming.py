@@ -68,7 +68,7 @@ def test_inputs_are_published_while_others_run_and_the_bytes_are_the_same(
 
     with (
         mock.patch.object(StreamedPublishing, "input_done", input_done),
-        mock.patch("panoptile.jobs.segment.Listener", listener),
+        mock.patch("panoptile.jobs.open_units_run.Listener", listener),
     ):
         summary = run(scenes, tmp_path / "streamed")
     assert summary.exit is Exit.DONE
@@ -82,7 +82,7 @@ def test_inputs_are_published_while_others_run_and_the_bytes_are_the_same(
     assert events.index("publish b") < events.index("unit a")
     results = tmp_path / "streamed" / "_state" / "results"
     assert len(list(results.iterdir())) == 3
-    with mock.patch("panoptile.jobs.segment.make_background", return_value=None):
+    with mock.patch("panoptile.jobs.open_units_run.make_background", return_value=None):
         run(scenes, tmp_path / "at_end")
     assert published(tmp_path / "streamed") == published(tmp_path / "at_end")
 
