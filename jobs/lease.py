@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from panoptile.jobs.time_limit import seconds_from
 from panoptile.pipeline.fault_points import reach
 
 if TYPE_CHECKING:
@@ -55,12 +56,8 @@ class Sight:
 
 
 def patience() -> float:
-    """Seconds without a beat after which a lease is taken over. Raises ``ValueError``."""
-    text = os.environ.get(PATIENCE_VARIABLE, "")
-    seconds = float(text) if text else PATIENCE_SECONDS
-    if not 0 < seconds <= 86_400:
-        raise ValueError(f"{PATIENCE_VARIABLE} must be seconds above 0, got {text!r}.")
-    return seconds
+    """Seconds without a beat after which a lease is taken over. Raises :class:`JobError` (exit 2)."""
+    return seconds_from(PATIENCE_VARIABLE, PATIENCE_SECONDS, 86_400)
 
 
 class Observer:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 
 from panoptile.jobs import interrupt
 from panoptile.jobs.cancellation import is_cancelled
@@ -27,7 +28,7 @@ from panoptile.jobs.lease import Lease
 from panoptile.jobs.metrics import job_metrics
 from panoptile.jobs.open_units_run import OpenUnitsRun
 from panoptile.jobs.prepare import Prepared
-from panoptile.jobs.publishing import publish_call
+from panoptile.jobs.publishing import PUBLISH_VARIABLE, publish_call, publish_seconds
 from panoptile.jobs.replicas import usable_cores
 from panoptile.jobs.results import (
     failed_items,
@@ -39,6 +40,7 @@ from panoptile.jobs.results import (
 from panoptile.jobs.run_log import RunLog, earlier_runs
 from panoptile.jobs.state import store_errors
 from panoptile.jobs.survey import open_units, survey
+from panoptile.jobs.time_limit import time_limit
 from panoptile.pipeline import layout
 from panoptile.pipeline.any_plan import AnyPlan
 from panoptile.pipeline.fault_points import reach
@@ -166,10 +168,21 @@ class LeasedRun:
             if finished is None:
                 self._console.say(f"publish {plan.info.stem}")
                 self._events.add("publish", input=plan.uri)
-                finished = _finish(store, prepared, plan)
+                seconds = publish_seconds(plan)
+                with time_limit(seconds, partial(self._overrun, plan.uri, seconds)):
+                    finished = _finish(store, prepared, plan)
                 save_result(store, finished, prepared.result_name(plan))
             inputs.append(finished)
         return inputs
+
+    def _overrun(self, uri: str, seconds: float) -> None:
+        """Publishing hangs, and so does the main thread: say so here and in the store."""
+        message = (
+            f"Publishing {uri} was not done within {seconds:,.0f} s and counts as hung ({PUBLISH_VARIABLE} sets "
+            "another limit). Finished units are kept: run the same command to go on."
+        )
+        self._console.error(message)
+        self._end(int(Exit.FAILED), message)
 
     def _conclude(self, inputs: Sequence[FinishedInput], result: RunResult, rss: dict[str, int]) -> Summary:
         """Classes, manifest, dead letter, metrics, generation, and _SUCCESS.json last."""

@@ -15,6 +15,7 @@ from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.prepare import Prepared, region_classes
 from panoptile.jobs.results import save_result
 from panoptile.jobs.spec import LAYOUT_VERSION, JobSpec
+from panoptile.jobs.time_limit import seconds_from
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline.any_plan import AnyPlan
 from panoptile.pipeline.background import Background, ProcessBackground
@@ -27,6 +28,12 @@ from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.store import Store, open_store
 from panoptile.pipeline.video_finish import VideoProducts, finish_video
 from panoptile.pipeline.video_plan import VideoPlan
+
+PUBLISH_VARIABLE = "PANOPTILE_PUBLISH_SECONDS"
+PUBLISH_SECONDS = 1800.0
+"""How long any input may take; and for what it holds, some twenty times of what one core needs:"""
+SECONDS_PER_MPX = 10.0
+SECONDS_PER_FRAME = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +115,13 @@ def _versions(plan: AnyPlan) -> list[tuple[str, Version]]:
     return [(i.uri, Version(i.size_bytes, i.mtime_ns, i.etag)) for i in infos]
 
 
+def publish_seconds(plan: AnyPlan) -> float:
+    """How long publishing one input may take before it counts as hung. Raises :class:`JobError` (exit 2)."""
+    is_video = isinstance(plan, VideoPlan)
+    held = plan.item_count * SECONDS_PER_FRAME if is_video else plan.pixels / 1e6 * SECONDS_PER_MPX
+    return seconds_from(PUBLISH_VARIABLE, PUBLISH_SECONDS + held)
+
+
 def longest_first(units: Iterable[Unit]) -> list[Unit]:
     """Units of the input with the most of them first, each input's in their order: the last ones end together."""
     listed = list(units)
@@ -150,7 +164,8 @@ class StreamedPublishing:
             return
         plan = self._plans[key]
         self._say(f"publish {plan.info.stem}")
-        self._background.submit(key, publish_call(self._prepared, plan))
+        call = publish_call(self._prepared, plan)
+        self._background.submit(key, call, seconds=publish_seconds(plan))
 
     def turn(self, timeout: float = 0.0) -> None:
         """Take note of what is published."""

@@ -12,8 +12,10 @@ from panoptile.jobs.earlier_result import Summary, earlier_result, finished_as, 
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.follow import Followed, LeaseLost, take_lease
 from panoptile.jobs.job_record import write_job
+from panoptile.jobs.lease import patience
 from panoptile.jobs.leased_run import LeasedRun
 from panoptile.jobs.prepare import Prepared
+from panoptile.jobs.publishing import publish_seconds
 from panoptile.jobs.state import read_json, store_errors
 from panoptile.jobs.survey import survey
 from panoptile.pipeline import layout
@@ -32,6 +34,7 @@ def run_job(
     allocate_frugally()
     spec = prepared.spec
     allowed = _allowed_failures(prepared)
+    _check_environment(prepared)
     store = open_store(spec.out)
     interrupt.remember(store.root)
     model = (prepared.model.description, prepared.model.sha256)
@@ -54,6 +57,13 @@ def run_job(
             console.say("Another run has taken this one for dead and works on: following it.")
             done = None
     return done
+
+
+def _check_environment(prepared: Prepared) -> None:
+    """A limit in the environment that is no number ends the job before it begins: exit 2."""
+    patience()
+    for plan in prepared.plans[:1]:
+        publish_seconds(plan)
 
 
 def _allowed_failures(prepared: Prepared) -> int:

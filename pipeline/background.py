@@ -1,11 +1,12 @@
 """Work on CPUs beside the replicas: publishing one input while the units of others go on.
 
 A task is a picklable call without arguments that leaves its result in the store; what comes back is a small value.
-A process that dies costs a try, not the run.
+A process that dies, or that is still at it when the task's time is over, costs a try, not the run.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 from panoptile.pipeline.child_process import ChildProcess
 
 TRIES = 3
-"""How often a task may lose its process."""
+"""How often a task may lose its process, or overrun its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,20 @@ class Task:
     """What it is about: the input's key."""
     call: Callable[[], Any]
     """Picklable; its errors are part of what it returns."""
+    seconds: float = math.inf
+    """How long one try may take."""
     tries: int = 0
+
+    def after_loss(self, how: str) -> Task | TaskResult:
+        """The next try, or what to say after the last one; ``how`` the process was lost."""
+        if self.tries + 1 >= TRIES:
+            return TaskResult(self.key, None, f"its process {how}, {TRIES} times")
+        return replace(self, tries=self.tries + 1)
+
+    @property
+    def overrun(self) -> str:
+        """How the process of a task that took too long is lost."""
+        return f"was killed, because the task was not done within {self.seconds:,.0f} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +60,8 @@ class TaskResult:
 class Background(Protocol):
     """Runs tasks while the caller does other things."""
 
-    def submit(self, key: str, call: Callable[[], Any]) -> None:
-        """Queue a call; it starts when there is room."""
+    def submit(self, key: str, call: Callable[[], Any], *, seconds: float = math.inf) -> None:
+        """Queue a call; it starts when there is room, and each try of it may take ``seconds``."""
         ...
 
     def poll(self, timeout: float = 0.0) -> list[TaskResult]:
@@ -81,12 +95,12 @@ class ProcessBackground:
         self._folder = TemporaryDirectory(prefix="panoptile-background-")
         self._processes: list[ChildProcess] = []
         self._queue: deque[Task] = deque()
-        self._running: dict[str, Task] = {}
-        """By the name of the process."""
+        self._running: dict[str, tuple[Task, float]] = {}
+        """(task, when it began) by the name of the process."""
         self._done: list[TaskResult] = []
 
-    def submit(self, key: str, call: Callable[[], Any]) -> None:
-        self._queue.append(Task(key, call))
+    def submit(self, key: str, call: Callable[[], Any], *, seconds: float = math.inf) -> None:
+        self._queue.append(Task(key, call, seconds))
         self._fill()
 
     def pending(self) -> int:
@@ -100,6 +114,7 @@ class ProcessBackground:
                 self._receive(live[connection])  # type: ignore[index]
         elif not self._done:
             time.sleep(min(timeout, 0.05))
+        self._end_overdue()
         self._fill()
         done, self._done = self._done, []
         return done
@@ -122,29 +137,35 @@ class ProcessBackground:
                 if process.connection is None:
                     process.launch(Caller, (process.name,), self._threads)
                 task = self._queue.popleft()
-                self._running[process.name] = task
+                self._running[process.name] = (task, time.monotonic())
                 process.send((0, task.call))
 
     def _receive(self, process: ChildProcess) -> None:
         answer = process.receive()
         if answer is None:
-            self._lost(process)
+            self._lost(process, process.exit_words())
         elif answer.kind in ("done", "failed"):
-            task = self._running.pop(process.name)
+            task, _ = self._running.pop(process.name)
             if answer.kind == "done":
                 self._done.append(TaskResult(task.key, answer.value))
             else:
                 failure = answer.value
                 self._done.append(TaskResult(task.key, None, f"{failure.error_type}: {failure.message}"))
 
-    def _lost(self, process: ChildProcess) -> None:
-        how = process.exit_words()
+    def _end_overdue(self) -> None:
+        now = time.monotonic()
+        for process in self._processes:
+            task, began = self._running.get(process.name, (None, now))
+            if task is not None and now - began > task.seconds:
+                self._lost(process, task.overrun)
+
+    def _lost(self, process: ChildProcess, how: str) -> None:
         process.kill()
-        task = self._running.pop(process.name, None)
-        if task is None:
+        if process.name not in self._running:
             return
-        task = replace(task, tries=task.tries + 1)
-        if task.tries >= TRIES:
-            self._done.append(TaskResult(task.key, None, f"its process {how}, {TRIES} times"))
+        task, _ = self._running.pop(process.name)
+        after = task.after_loss(how)
+        if isinstance(after, TaskResult):
+            self._done.append(after)
         else:
-            self._queue.append(task)
+            self._queue.append(after)

@@ -23,6 +23,9 @@ STDERR_BYTES = 16_000
 STDERR_KEPT = 1 << 20
 """Bytes of messages of a living process that are kept."""
 
+KILL_SECONDS = 10.0
+"""How long a killed process is waited for."""
+
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
     "from panoptile.pipeline.child_serve import main; main()"
@@ -90,7 +93,10 @@ class ChildProcess:
         """End the process."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(
+                subprocess.TimeoutExpired
+            ):  # one that the kernel holds, in a dead mount say
+                self._process.wait(KILL_SECONDS)
         if self.connection is not None:
             self.connection.close()
         self._process = self.connection = None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from panoptile.pipeline.background import TRIES, Task, TaskResult
+from panoptile.pipeline.background import Task, TaskResult
 from panoptile.pipeline.ray_wait import wait_for
 from panoptile.pipeline.worker import THREAD_VARIABLES
 
@@ -33,10 +34,11 @@ class RayBackground:
             runtime_env={"env_vars": env},
         )
         self._queue: deque[Task] = deque()
-        self._running: dict[Any, Task] = {}
+        self._running: dict[Any, tuple[Task, float]] = {}
+        """(task, when it was handed to Ray) by its reference."""
 
-    def submit(self, key: str, call: Callable[[], Any]) -> None:
-        self._queue.append(Task(key, call))
+    def submit(self, key: str, call: Callable[[], Any], *, seconds: float = math.inf) -> None:
+        self._queue.append(Task(key, call, seconds))
         self._fill()
 
     def pending(self) -> int:
@@ -50,7 +52,7 @@ class RayBackground:
         done = wait_for(refs, count=1, timeout=timeout)
         if done:  # whatever else has arrived meanwhile
             done = wait_for(refs, count=len(refs), timeout=0)
-        results = [r for r in map(self._result, done) if r is not None]
+        results = [r for r in map(self._result, done) if r is not None] + self._overdue()
         self._fill()
         return results
 
@@ -63,21 +65,34 @@ class RayBackground:
     def _fill(self) -> None:
         while self._queue and len(self._running) < self._count:
             task = self._queue.popleft()
-            self._running[self._remote.remote(task.call)] = task
+            self._running[self._remote.remote(task.call)] = (task, time.monotonic())
 
     def _result(self, ref: Any) -> TaskResult | None:
-        task = self._running.pop(ref)
+        task, _ = self._running.pop(ref)
         try:
             return TaskResult(task.key, ray.get(ref, timeout=GET_SECONDS))
         except RayTaskError as e:
             cause = e.cause if isinstance(e.cause, Exception) else e
             return TaskResult(task.key, None, f"{type(cause).__name__}: {cause}")
         except RayError as e:  # its process or node is gone
-            task = replace(task, tries=task.tries + 1)
-            if task.tries >= TRIES:
-                return TaskResult(task.key, None, f"its process was lost {TRIES} times: {type(e).__name__}")
-            self._queue.append(task)
-            return None
+            return self._after_loss(task, f"was lost ({type(e).__name__})")
+
+    def _overdue(self) -> list[TaskResult]:
+        """End what takes too long; the results of what will not be tried again."""
+        now, results = time.monotonic(), []
+        for ref, (task, began) in list(self._running.items()):
+            if now - began > task.seconds:
+                ray.cancel(ref, force=True)
+                del self._running[ref]
+                results.append(self._after_loss(task, task.overrun))
+        return [r for r in results if r is not None]
+
+    def _after_loss(self, task: Task, how: str) -> TaskResult | None:
+        after = task.after_loss(how)
+        if isinstance(after, TaskResult):
+            return after
+        self._queue.append(after)
+        return None
 
 
 def _call(call: Callable[[], Any]) -> Any:

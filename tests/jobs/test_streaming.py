@@ -107,7 +107,8 @@ class InlineBackground:
     def __init__(self, count: int, threads: int) -> None:
         self.queue: list[tuple[str, Callable[[], object]]] = []
 
-    def submit(self, key: str, call: Callable[[], object]) -> None:
+    def submit(self, key: str, call: Callable[[], object], *, seconds: float) -> None:
+        assert seconds > 1800
         self.queue.append((key, call))
 
     def pending(self) -> int:

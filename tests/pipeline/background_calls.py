@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,21 @@ class Double:
         if self.raises:
             raise ValueError(f"{self.number} cannot be doubled")
         return 2 * self.number
+
+
+@dataclass(frozen=True)
+class Hang:
+    """Hangs the first ``times`` times, then returns how often it was called."""
+
+    folder: Path
+    times: int
+
+    def __call__(self) -> int:
+        before = len(list(self.folder.iterdir()))
+        (self.folder / str(before)).touch()
+        if before < self.times:
+            time.sleep(3600)
+        return before + 1
 
 
 @dataclass(frozen=True)

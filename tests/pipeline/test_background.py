@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.pipeline.background_calls import Devices, Double
+from tests.pipeline.background_calls import Devices, Double, Hang
 
 from panoptile.pipeline.background import TRIES, Background, ProcessBackground, TaskResult
 
@@ -72,6 +72,28 @@ def test_every_task_comes_back_once_whatever_happens_to_its_process(make: Make, 
     assert found["4"].error
     assert not found["2"].error
     assert len(list(tmp_path.glob("4-*"))) == TRIES
+
+
+def test_a_task_that_hangs_is_ended_and_tried_again(make: Make, tmp_path: Path) -> None:
+    """One try takes too long: its process is killed and the next try succeeds."""
+    background = make(1)
+    background.submit("once", Hang(tmp_path, 1), seconds=8)
+    background.submit("next", Double(4, tmp_path.parent))
+    found = collect(background)
+    assert (found["once"].value, found["once"].error) == (2, "")
+    assert found["next"].value == 8
+
+
+def test_a_task_that_always_hangs_ends_with_its_error(make: Make, tmp_path: Path) -> None:
+    """After the last try it is said how it went, and the process is free for others."""
+    background = make(1)
+    background.submit("always", Hang(tmp_path, 99), seconds=2.5)
+    background.submit("other", Double(4, tmp_path.parent))
+    found = collect(background)
+    assert found["always"].value is None
+    assert "not done within" in found["always"].error
+    assert f"{TRIES} times" in found["always"].error
+    assert found["other"].value == 8
 
 
 def test_background_tasks_see_no_gpu(make: Make) -> None:
