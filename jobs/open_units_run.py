@@ -49,8 +49,9 @@ class OpenUnitsRun:
             pool.start()
             result = self._run(pool, streamed, todo, allowed_failures)
             rss: dict[str, int] = getattr(pool, "peak_rss_bytes", dict)()
+            replicas = pool.size()
             pool.close()  # its memory and processors are for what is still being published
-            streamed.finish(self._hold)
+            streamed.finish(self._hold, at_once=replicas)
             return result, rss
         except PoolError as e:
             raise JobError(

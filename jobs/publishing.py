@@ -178,8 +178,10 @@ class StreamedPublishing:
             else:
                 self.done += 1
 
-    def finish(self, check: Callable[[], None]) -> None:
-        """Wait for what is still being published; ``check`` may raise to end that."""
+    def finish(self, check: Callable[[], None], at_once: int = 1) -> None:
+        """Wait for what is still being published, ``at_once`` inputs or more; ``check`` may raise to end that."""
+        if self._background is not None:
+            self._background.widen(at_once)
         while self._background is not None and self._background.pending():
             self.turn(0.5)
             check()

@@ -72,6 +72,10 @@ class Background(Protocol):
         """Tasks that are queued or running."""
         ...
 
+    def widen(self, count: int) -> None:
+        """From now on run up to ``count`` tasks at once, and no fewer than before."""
+        ...
+
     def close(self) -> None:
         """Drop what is queued, end what is running."""
         ...
@@ -119,6 +123,10 @@ class ProcessBackground:
         done, self._done = self._done, []
         return done
 
+    def widen(self, count: int) -> None:
+        self._count = max(self._count, count)
+        self._fill()
+
     def close(self) -> None:
         for process in self._processes:
             process.kill()
@@ -129,7 +137,7 @@ class ProcessBackground:
 
     def _fill(self) -> None:
         """Give queued tasks to idle processes; start processes while there are more tasks than these."""
-        while self._queue and len(self._processes) < self._count:
+        while len(self._processes) < min(self._count, len(self._queue) + len(self._running)):
             process = ChildProcess(f"background-{len(self._processes)}", Path(self._folder.name), gpu="")
             self._processes.append(process)
         for process in self._processes:

@@ -56,6 +56,10 @@ class RayBackground:
         self._fill()
         return results
 
+    def widen(self, count: int) -> None:
+        self._count = max(self._count, count)
+        self._fill()
+
     def close(self) -> None:
         for ref in self._running:
             ray.cancel(ref, force=True)

@@ -107,6 +107,9 @@ class InlineBackground:
     def __init__(self, count: int, threads: int) -> None:
         self.queue: list[tuple[str, Callable[[], object]]] = []
 
+    def widen(self, count: int) -> None:
+        """Everything is done at once anyway."""
+
     def submit(self, key: str, call: Callable[[], object], *, seconds: float) -> None:
         assert seconds > 1800
         self.queue.append((key, call))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.pipeline.background_calls import Devices, Double, Hang
+from tests.pipeline.background_calls import Devices, Double, Hang, Meet
 
 from panoptile.pipeline.background import TRIES, Background, ProcessBackground, TaskResult
 
@@ -94,6 +94,17 @@ def test_a_task_that_always_hangs_ends_with_its_error(make: Make, tmp_path: Path
     assert "not done within" in found["always"].error
     assert f"{TRIES} times" in found["always"].error
     assert found["other"].value == 8
+
+
+def test_more_tasks_run_at_once_once_there_is_room(make: Make, tmp_path: Path) -> None:
+    """Two tasks that need each other end after the background was widened; it never shrinks."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    background = make(1)
+    background.submit("a", Meet(a, b))
+    background.submit("b", Meet(b, a))
+    background.widen(2)
+    background.widen(1)
+    assert {key: r.value for key, r in collect(background).items()} == {"a": True, "b": True}
 
 
 def test_background_tasks_see_no_gpu(make: Make) -> None:
