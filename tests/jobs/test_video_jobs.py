@@ -19,7 +19,7 @@ from tests.pipeline.moving_worlds import TABLE, MovingWorld, expected_ids, make_
 from tests.pipeline.video_flow import video_of, write_truth
 from tests.pipeline.worlds import make_world as make_raster_world
 
-from panoptile.jobs import replicas, segment
+from panoptile.jobs import leased_run, open_units_run
 from panoptile.jobs.console import Console
 from panoptile.jobs.earlier_result import Summary
 from panoptile.jobs.exits import Exit, JobError
@@ -144,8 +144,7 @@ def test_relinking_changes_tracks_and_nothing_else(clip: Clip, monkeypatch: pyte
     def no_pool(*_: object) -> None:
         raise AssertionError("relinking started a worker")
 
-    monkeypatch.setattr(segment, "make_pool", no_pool)
-    monkeypatch.setattr(replicas, "make_pool", no_pool)
+    monkeypatch.setattr(open_units_run, "make_pool", no_pool)
     summary = relink(store, prepare_relink(store, {"max_age": 0.0}), QUIET)
     assert not summary.already_done
     assert len(tracks(store)) > sum(np.unique(clip.world.labels) > 0)
@@ -166,7 +165,7 @@ def test_an_interrupted_relink_is_finished_by_the_next(clip: Clip, monkeypatch: 
     run(clip, out)
     store = open_store(out)
     with monkeypatch.context() as m:
-        m.setattr(segment, "manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        m.setattr(leased_run, "manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             relink(store, prepare_relink(store, {"max_age": 0.0}), QUIET)
     assert not store.exists(layout.SUCCESS)
