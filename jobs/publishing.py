@@ -6,7 +6,6 @@ process, costs nothing but time: the run publishes at its end whatever is not pu
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,11 +21,12 @@ from panoptile.pipeline.background import Background, ProcessBackground
 from panoptile.pipeline.fault_points import reach
 from panoptile.pipeline.finish import FinishedInput, Products, finish_input
 from panoptile.pipeline.plan import Unit
-from panoptile.pipeline.remote_object import Version, is_remote, version_of
+from panoptile.pipeline.remote_object import Version, version_of
 from panoptile.pipeline.remote_uri import needs_one_process
 from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.store import Store, open_store
 from panoptile.pipeline.video_finish import VideoProducts, finish_video
+from panoptile.pipeline.video_inputs import video_version
 from panoptile.pipeline.video_plan import VideoPlan
 
 PUBLISH_VARIABLE = "PANOPTILE_PUBLISH_SECONDS"
@@ -94,7 +94,7 @@ def check_unchanged(plan: AnyPlan) -> None:
     """An input that was replaced while it was read would give a mixture: exit 4, and the next run redoes it."""
     for uri, planned in _versions(plan):
         try:
-            now = version_of(uri)
+            now = video_version(uri) if isinstance(plan, VideoPlan) else version_of(uri)
         except FileNotFoundError as e:
             raise JobError(
                 Exit.FAILED, f"{uri} has gone since the run began: put it back and run again."
@@ -106,11 +106,11 @@ def check_unchanged(plan: AnyPlan) -> None:
 
 
 def _versions(plan: AnyPlan) -> list[tuple[str, Version]]:
-    """The files of an input as they were planned; none for a folder of frames, which is looked at when planned."""
+    """The files of an input as they were planned."""
     if isinstance(plan, VideoPlan):
-        if is_remote(plan.uri) or os.path.isdir(plan.uri):
-            return []
-        return [(plan.uri, Version(plan.info.size_bytes, plan.info.mtime_ns))]
+        info = plan.info
+        size = 0 if info.index.container == "images" else info.size_bytes
+        return [(plan.uri, Version(size, info.mtime_ns, info.etag))]
     infos = [sheet.info for sheet in plan.info.sheets] or [plan.info]
     return [(i.uri, Version(i.size_bytes, i.mtime_ns, i.etag)) for i in infos]
 

@@ -179,7 +179,8 @@ def input_change(store: Store, plan: InputPlan, stored: bytes | None) -> str | N
     differing = sorted(_differing(stored, now))
     if differing == ["mtime_ns"] and is_same_content(store, plan):
         return None
-    return ", ".join("content" if name == "mtime_ns" else name for name in differing) or "its plan"
+    named = ("content" if name in ("mtime_ns", "etag") else name for name in differing)
+    return ", ".join(dict.fromkeys(named)) or "its plan"
 
 
 def _differing(stored: bytes, now: bytes) -> Iterable[str]:

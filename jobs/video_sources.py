@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from panoptile.jobs.exits import invalid
 from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline.frame_source import choose_backend, select_frames
 from panoptile.pipeline.inputs import InputError, find_inputs, output_key
+from panoptile.pipeline.remote_object import is_remote
 from panoptile.pipeline.video_inputs import VIDEO_ENDINGS, LocalVideo, find_videos, index_input
 from panoptile.pipeline.video_plan import VideoInfo, VideoPlan, default_unit_frames
 
@@ -54,10 +56,15 @@ def plan_video(spec: JobSpec, uri: str) -> VideoPlan:
     with LocalVideo(uri) as local:
         index = index_input(local.path, spec.sequence_fps)
         choice = choose_backend(local.path, index, spec.decoder)
+        if is_remote(uri) or index.container == "images":  # the time is that of a copy, or of one image
+            index = dataclasses.replace(index, mtime_ns=0)
     frames = select_frames(index, fps=spec.fps, every=spec.every, start_s=spec.start, end_s=spec.end)
     key, stem = output_key(uri)
     return VideoPlan(
-        VideoInfo(uri, key, stem, index, choice), frames, default_unit_frames(len(frames)), spec.frame_size
+        VideoInfo(uri, key, stem, index, choice, local.etag),
+        frames,
+        default_unit_frames(len(frames)),
+        spec.frame_size,
     )
 
 

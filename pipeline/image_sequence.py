@@ -5,6 +5,7 @@ Each frame is a key, so any part can be read alone. Without a rate the frame's n
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -60,6 +61,15 @@ def index_images(directory: str, fps: float | None = None) -> VideoIndex:
         container="images", decord_safe=False, reasons=("a directory of images",), size=total, mtime_ns=newest,
         files=tuple(names),
     )  # fmt: skip
+
+
+def folder_tag(directory: str) -> str:
+    """Which images a directory holds now: changes with every name, size or time among them."""
+    digest = hashlib.sha256()
+    for name in sorted(filter(_is_image, os.listdir(directory)), key=natural_order):
+        status = os.stat(os.path.join(directory, name))
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
 
 
 def natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:

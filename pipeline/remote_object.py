@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from panoptile.pipeline.remote_uri import checked_uri, scheme_of
 from panoptile.pipeline.store_object import ObjectStore
@@ -40,8 +40,13 @@ def version_of(uri: str) -> Version:
         return Version(status.st_size, status.st_mtime_ns)
     store, key = _place(uri)
     info = store.describe(key)
+    return Version(int(info["size"]), etag=tag_of(info))
+
+
+def tag_of(info: Mapping[str, Any]) -> str:
+    """What tells two contents of an object apart, in what a store's client says of it."""
     tag = next((info[n] for n in ("ETag", "etag", "md5Hash", "content_md5", "created") if info.get(n)), "")
-    return Version(int(info["size"]), etag=str(tag).strip('"'))
+    return str(tag).strip('"')
 
 
 def open_ranges(uri: str) -> BinaryIO:

@@ -33,6 +33,11 @@ class VideoInput:
         if context.channels != 3:
             raise ValueError(f"A video has 3 channels, the network wants {context.channels}.")
         self._local = LocalVideo(self._plan.uri)
+        if self._local.etag != self._plan.info.etag:
+            self._local.close()
+            raise ValueError(
+                f"{self._plan.uri} has changed since it was planned: run the same command again."
+            )
 
     def begin(self, unit: Unit, items: Sequence[int]) -> VideoItems:
         return VideoItems(self._plan, self._local.path, items, self._context)

@@ -16,8 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from panoptile.pipeline.image_sequence import index_images, is_image_sequence, natural_order
+from panoptile.pipeline.image_sequence import folder_tag, index_images, is_image_sequence, natural_order
 from panoptile.pipeline.inputs import InputError, shown
+from panoptile.pipeline.remote_object import Version, tag_of, version_of
 from panoptile.pipeline.remote_uri import checked_uri, local_path_of, scheme_of
 from panoptile.pipeline.store_retry import Backoff, ShortRead, retried
 from panoptile.pipeline.video_index import VideoIndex, index_video
@@ -71,12 +72,16 @@ class LocalVideo:
         store.StoreUnreachable where the store stays unreachable or refuses, and OSError for the rest.
         """
         self._folder: str | None = None
+        self.etag = ""
+        """Of an object, or of a folder of images (see image_sequence.folder_tag): another one, another content."""
         if not _is_remote(uri):
             self.path = str(_local_path(uri))
+            if os.path.isdir(self.path):
+                self.etag = folder_tag(self.path)
             return
         self._folder = tempfile.mkdtemp(prefix="panoptile-video-", dir=scratch)
         try:
-            self.path = _download(_checked(uri), self._folder, max_bytes, backoff or Backoff())
+            self.path, self.etag = _download(_checked(uri), self._folder, max_bytes, backoff or Backoff())
         except BaseException:
             self.close()
             raise
@@ -96,8 +101,16 @@ class LocalVideo:
         self.close()
 
 
-def _download(uri: str, folder: str, max_bytes: int, backoff: Backoff) -> str:
-    """Copy an object into ``folder`` in pieces, each tried again alone, and check that nothing is missing."""
+def video_version(uri: str) -> Version:
+    """The version that a video's name stands for now; of a folder of images its tag alone. Raises as version_of."""
+    if not _is_remote(uri) and os.path.isdir(_local_path(uri)):
+        return Version(0, etag=folder_tag(str(_local_path(uri))))
+    return version_of(uri)
+
+
+def _download(uri: str, folder: str, max_bytes: int, backoff: Backoff) -> tuple[str, str]:
+    """(path of a copy in ``folder``, the object's tag). Made in pieces, each tried again alone, and checked for
+    changes meanwhile."""
     fs, place = _filesystem(uri)
     before = retried(lambda: fs.info(place), "read", uri, backoff)
     size = int(before["size"])
@@ -115,7 +128,7 @@ def _download(uri: str, folder: str, max_bytes: int, backoff: Backoff) -> str:
     after = retried(lambda: fs.info(place), "read", uri, backoff)
     if any(before.get(name) != after.get(name) for name in ("size", "ETag", "etag", "LastModified", "mtime")):
         raise OSError(errno.ESTALE, f"{shown(uri)} changed while it was copied: run the same command again")
-    return path
+    return path, tag_of(before)
 
 
 def _piece(fs: Any, place: str, start: int, stop: int) -> bytes:

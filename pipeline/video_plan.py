@@ -39,6 +39,8 @@ class VideoInfo:
     index: VideoIndex
     choice: Choice
     """Which decoder reads it, and why."""
+    etag: str = ""
+    """Of an object or of a folder of images, which have no time of their own (see video_inputs.LocalVideo)."""
 
     @property
     def height(self) -> int:
@@ -140,6 +142,7 @@ class VideoPlan:
             "stem": self.info.stem,
             "size_bytes": self.info.size_bytes,
             "mtime_ns": self.info.mtime_ns,
+            "etag": self.info.etag,
             "index": self.info.index.to_json(),
             "choice": dataclasses.asdict(self.info.choice),
         }
@@ -163,6 +166,7 @@ class VideoPlan:
                 info["stem"],
                 VideoIndex.from_json(info["index"]),
                 Choice(**info["choice"]),
+                info["etag"],
             ),
             _from_runs(fields["frames"]),
             fields["unit_frames"],

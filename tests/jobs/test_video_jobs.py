@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -30,8 +31,11 @@ from panoptile.jobs.report_text import plan_fields, plan_text, summary_text
 from panoptile.jobs.resume import recorded_spec
 from panoptile.jobs.segment import run_job
 from panoptile.jobs.spec import JobSpec
+from panoptile.jobs.survey import input_change
 from panoptile.pipeline import layout
 from panoptile.pipeline.store import Store, open_store
+from panoptile.pipeline.unit_input import InputContext
+from panoptile.pipeline.video_input import VideoInput
 from panoptile.pipeline.video_plan import VideoPlan
 from panoptile.pipeline.video_tables import read_masks
 
@@ -208,6 +212,39 @@ def test_a_folder_of_numbered_images_is_a_video(clip: Clip, tmp_path: Path) -> N
     assert summary.exit is Exit.DONE
     found, numbers = maps(open_store(spec.out), tmp_path)
     assert same_partition(expected_ids(clip.world, numbers, 1.0), found)[1] == []
+
+
+def test_a_video_in_an_object_store_is_the_same_video_again(clip: Clip) -> None:
+    """The same command runs nothing, and relinking finds all units done; another object under the name is a changed
+    input, though as long, and no worker takes it for the one that was planned."""
+    fs = fsspec.filesystem("memory")
+    uri = f"{in_memory()}/clip.mp4"
+    fs.pipe_file(uri.removeprefix("memory:/"), clip.path.read_bytes())
+    spec = dataclasses.replace(job(clip, in_memory()), sources=(uri,))
+    assert run_job(prepare(spec), QUIET).exit is Exit.DONE
+    assert run_job(prepare(spec), QUIET).already_done
+    store = open_store(spec.out)
+    assert relink(store, prepare_relink(store, {"max_age": 0.0}), QUIET).exit is Exit.DONE
+    fs.pipe_file(uri.removeprefix("memory:/"), clip.path.read_bytes()[:-1] + b"x")
+    prepared = prepare(recorded_spec(store, {}))
+    stored = store.read_bytes(layout.plan_key(prepared.plans[0].key))
+    assert input_change(store, prepared.plans[0], stored) == "content"
+    with pytest.raises(ValueError, match="changed since it was planned"):
+        VideoInput(stored, InputContext(TABLE, (0, 0, 0), 3, 1))
+
+
+def test_images_that_change_places_are_another_video(clip: Clip, tmp_path: Path) -> None:
+    """Two images of a folder swapped by renaming: sizes and times are the old ones, and the folder is done again."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for i, rgb in enumerate(clip.world.rgb):
+        Image.fromarray(rgb).save(folder / f"{i}.png")
+    spec = dataclasses.replace(job(clip, in_memory(), kind="video"), sources=(str(folder),))
+    run_job(prepare(spec), QUIET)
+    assert run_job(prepare(spec), QUIET).already_done
+    for old, new in (("0.png", "t"), ("39.png", "0.png"), ("t", "39.png")):
+        (folder / old).rename(folder / new)
+    assert not run_job(prepare(spec), QUIET).already_done
 
 
 @pytest.mark.parametrize(

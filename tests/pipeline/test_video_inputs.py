@@ -15,7 +15,7 @@ from panoptile.pipeline import video_inputs
 from panoptile.pipeline.inputs import InputError
 from panoptile.pipeline.store_retry import Backoff
 from panoptile.pipeline.video_index import index_video
-from panoptile.pipeline.video_inputs import LocalVideo, find_videos, index_input
+from panoptile.pipeline.video_inputs import LocalVideo, find_videos, index_input, video_version
 
 FAST = Backoff(attempts=4, first=0.001, most=0.002)
 
@@ -167,3 +167,22 @@ def test_an_object_that_changes_meanwhile_is_refused(
     with pytest.raises(OSError, match="changed while it was copied"):
         LocalVideo(uri, tmp_path, backoff=FAST)
     assert os.listdir(tmp_path) == []
+
+
+def test_the_version_of_a_video_is_that_of_its_source(tmp_path: Path, bucket: str) -> None:
+    """An object's is its tag, not the time of the copy; a folder's changes with any of its images, in whatever way."""
+    uri = put(f"{bucket}/v.mp4", b"one")
+    with LocalVideo(uri, tmp_path) as first, LocalVideo(uri, tmp_path) as second:
+        assert first.etag == second.etag == video_version(uri).etag != ""
+    put(uri, b"two")
+    assert video_version(uri).etag != first.etag
+    folder = write_images(tmp_path / "clip", ["0.png", "1.png", "2.png"])
+    tags = [video_version(str(folder)).etag, video_version(str(folder)).etag]
+    assert tags[0] == tags[1]
+    os.rename(folder / "0.png", folder / "t")
+    os.rename(folder / "1.png", folder / "0.png")
+    os.rename(folder / "t", folder / "1.png")
+    tags.append(video_version(str(folder)).etag)
+    os.utime(folder / "0.png", ns=(5, 5))
+    tags.append(video_version(str(folder)).etag)
+    assert len(set(tags)) == 3
