@@ -10,11 +10,12 @@ import errno
 import glob
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from panoptile.pipeline.image_sequence import folder_tag, index_images, is_image_sequence, natural_order
 from panoptile.pipeline.inputs import InputError, shown
@@ -56,7 +57,10 @@ def index_input(path: str, sequence_fps: float | None = None) -> VideoIndex:
 
 
 class LocalVideo:
-    """A video as a local path: itself where it is local, else a copy in scratch that ``close`` removes."""
+    """A video as a local path: itself where it is local, else a copy in scratch that ``close`` removes.
+
+    On Linux the copy has no name: workers end by being killed, and it goes with the process, however that ends.
+    """
 
     def __init__(
         self,
@@ -72,6 +76,8 @@ class LocalVideo:
         store.StoreUnreachable where the store stays unreachable or refuses, and OSError for the rest.
         """
         self._folder: str | None = None
+        self._held: BinaryIO | None = None
+        self._uri = uri
         self.etag = ""
         """Of an object, or of a folder of images (see image_sequence.folder_tag): another one, another content."""
         if not _is_remote(uri):
@@ -82,15 +88,29 @@ class LocalVideo:
         self._folder = tempfile.mkdtemp(prefix="panoptile-video-", dir=scratch)
         try:
             self.path, self.etag = _download(_checked(uri), self._folder, max_bytes, backoff or Backoff())
+            self._forget_name()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Remove the copy, if there is one; calling it again does nothing."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+
+    def _forget_name(self) -> None:
+        """Leave the copy reachable by this process's open file alone, where the system has a path for that."""
+        if sys.platform != "linux":
+            return
+        self._held = open(self.path, "rb")  # noqa: SIM115  (held until close)
+        held = f"/proc/self/fd/{self._held.fileno()}"
+        if os.path.exists(held) and self._folder is not None:
+            shutil.rmtree(self._folder)
+            self.path, self._folder = held, None
 
     def __enter__(self) -> Self:
         return self
@@ -99,6 +119,8 @@ class LocalVideo:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        if isinstance(error, InputError) and _is_remote(self._uri):  # the copy's path says nothing to anybody
+            raise InputError(str(error).replace(self.path, shown(self._uri))) from error
 
 
 def video_version(uri: str) -> Version:
