@@ -1,7 +1,8 @@
 """Frames by decord, for the files that the gate lets through; see video_gate for what decord does to the others.
 
 decord decodes ahead without bound as long as its reader rests, so its queues are emptied (by a seek to the
-start) after each chunk of frames. It pads a short file with its last frame: one such frame is made an error.
+start) after each chunk of frames. It pads a short file with its last frame: one such frame is made an error, of a kind of
+its own.
 A chunk in which its decoder met an error is decoded by PyAV instead, which tells what is damaged; on clean
 chunks the two give the same bytes, so which of them read a chunk is not seen in the result.
 """
@@ -26,6 +27,9 @@ from panoptile.pipeline.video_gate import chunk_frames
 from panoptile.pipeline.video_index import VideoIndex
 
 _log = logging.getLogger(__name__)
+
+_NO_PADDING = 1e-9
+"""Share of a video's frames that decord may pad: less than one of them. 1 would let one frame pass, 0 all."""
 
 
 class DecordSource:
@@ -78,7 +82,7 @@ class DecordSource:
 
     def _batch(self, frames: range) -> NDArray[np.uint8] | None:
         """(F, H, W, 3) pictures; None where the decoder met an error, now or in what it has decoded ahead."""
-        from decord import DECORDError
+        from decord import DECORDError, DECORDLimitReachedError
 
         before = errors.count
         try:
@@ -88,7 +92,7 @@ class DecordSource:
                     raise InputError(f"{shown(self._path)} has changed since it was planned: plan again.")
             pictures: NDArray[np.uint8] = self._reader.get_batch(list(frames)).asnumpy()
             self._reader.seek(0)  # empties the queues
-        except DECORDError as e:  # its reader is of no more use after that
+        except (DECORDError, DECORDLimitReachedError) as e:  # its reader is of no more use after that
             _log.info("%s: decord failed at frames %s: %s", shown(self._path), frames, _first_line(e))
             self._reader = None
             return None
@@ -101,24 +105,24 @@ class DecordSource:
 
 
 def open_reader(path: str) -> Any:
-    """A decord reader of one thread that pads with no more than one frame (0 would mean without bound)."""
+    """A decord reader of one thread that refuses to pad."""
     import decord
 
-    return decord.VideoReader(os.path.abspath(path), ctx=decord.cpu(0), num_threads=1, fault_tol=1)
+    return decord.VideoReader(os.path.abspath(path), ctx=decord.cpu(0), num_threads=1, fault_tol=_NO_PADDING)
 
 
 def disagreement(path: str, index: VideoIndex) -> str:
     """Why decord's own view of a file differs from the index; empty where it does not. Needs decord."""
     if importlib.util.find_spec("decord") is None:
         return "decord is not installed"
-    from decord import DECORDError
+    from decord import DECORDError, DECORDLimitReachedError
 
     if not errors.watch():
         return "decord's decoder cannot be watched for errors"
     try:
         reader = open_reader(path)
         count, shape = len(reader), reader[0].shape
-    except (DECORDError, RuntimeError) as e:
+    except (DECORDError, DECORDLimitReachedError, RuntimeError) as e:
         return f"decord cannot open it ({_first_line(e)})"
     if count != len(index):
         return f"decord counts {count} frames, not {len(index)}"

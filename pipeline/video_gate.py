@@ -25,6 +25,9 @@ CHUNK = 32
 CHUNK_BYTES = 13 << 20
 """Most bytes of pictures in a chunk, two frames of 1080p; decord takes about ten times as much, the more the busier
 the machine is (measured for a slow consumer: 262 MB at three frames a chunk)."""
+FAR_TICKS = 1 << 27
+"""decord's FFmpeg drops all composition times of a file in which one reaches 2^28 ticks (a time-lapse with 10 minutes
+between frames on a 90 kHz clock), and then gives other frames; from half of that on it is not trusted."""
 MOST_DECODINGS = 4
 """Where decord would decode each frame more often than this, on average, to keep to the chunks, it is not chosen."""
 
@@ -54,6 +57,7 @@ def objections_to_decord(path: str, probe: Probe, packets: Packets) -> tuple[str
         (bool(packets.hidden.any()), "packets without a picture"),
         (bool((pts == NO_TIME).any()), "frames without a time"),
         (len(np.unique(timed)) != len(timed), "frames with equal times"),
+        (_reaches_far(packets), "frames far apart in ticks"),
         (not packets.key[0], "the first packet is no key"),
         (has_leading_pictures(packets), "open GOP (frames shown before the key that they follow)"),
         (packets.parameters_change, "coding parameters change"),
@@ -62,6 +66,13 @@ def objections_to_decord(path: str, probe: Probe, packets: Packets) -> tuple[str
         (not shields_from_text_probes(path), "it could be taken for a playlist"),
     )
     return tuple(reason for broken, reason in rules if broken)
+
+
+def _reaches_far(packets: Packets) -> bool:
+    """Whether a packet is shown long after it is decoded, or decoded long after the one before it."""
+    timed = (packets.pts != NO_TIME) & (packets.dts != NO_TIME)
+    pts, dts = packets.pts[timed], packets.dts[timed]
+    return bool((np.abs(pts - dts) >= FAR_TICKS).any() or (np.abs(np.diff(dts)) >= FAR_TICKS).any())
 
 
 def has_leading_pictures(packets: Packets) -> bool:

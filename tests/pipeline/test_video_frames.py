@@ -31,6 +31,7 @@ from tests.pipeline.video_files import (
 
 from panoptile.pipeline.frame_source import Frame, FrameSource, LostFrame, choose_backend, open_frames
 from panoptile.pipeline.inputs import InputError
+from panoptile.pipeline.video_decode_decord import DecordSource, open_reader
 from panoptile.pipeline.video_decode_pyav import PyavSource
 from panoptile.pipeline.video_index import VideoIndex, index_video
 
@@ -85,6 +86,9 @@ MATRIX: dict[str, tuple[str, Make]] = {
     "prores mov": ("pyav", lambda d: write_video(d / "v.mov", "prores", pixel_format="yuv422p10le")),
     "uneven times, mp4": ("decord", lambda d: write_video(d / "v.mp4", times=UNEVEN, time_base=Fraction(1, 50))),
     "uneven times, open GOP, mkv": ("pyav", lambda d: write_video(d / "v.mkv", times=UNEVEN, time_base=Fraction(1, 50), options=OPEN)),
+    "minutes apart, mp4": ("decord", lambda d: apart(d / "v.mp4", 60)),
+    "10 minutes apart, mp4": ("pyav", lambda d: apart(d / "v.mp4", 600)),
+    "10 minutes apart, mkv": ("any", lambda d: write_video(d / "v.mkv", times=[600_000 * i for i in range(FRAMES)], time_base=Fraction(1, 1000))),
     "equal times, mkv": ("pyav", lambda d: write_video(d / "v.mkv", times=list(range(FRAMES)), time_base=Fraction(1, 1500), b_frames=0, options={"x264-params": "keyint=20:bframes=0"})),
     "edit list, cut 30 frames in, mp4": ("pyav", lambda d: remux(write_video(d / "w.mp4"), d / "v.mp4", shift=30)),
     "edit list, late start, mp4": ("any", lambda d: write_video(d / "v.mp4", times=range(50, 50 + FRAMES))),
@@ -104,6 +108,12 @@ MATRIX: dict[str, tuple[str, Make]] = {
     "key of noise": ("any", lambda d: damage(whole(d), d / "v.mp4", [20], "noise")),
     "hevc packet of noise": ("any", lambda d: damage(write_video(d / "w.mp4", "libx265", options=HEVC_CLOSED), d / "v.mp4", [25], "noise")),
 }  # fmt: skip
+
+
+def apart(path: Path, seconds: int) -> Path:
+    """A time-lapse: frames so far apart on a clock of 90 kHz."""
+    times = [90_000 * seconds * i for i in range(36)]
+    return write_video(path, numbers=range(36), times=times, time_base=Fraction(1, 90_000))
 
 
 def tail(source: Path, target: Path, packets: int) -> Path:
@@ -297,6 +307,18 @@ def test_what_decord_would_have_done(tmp_path: Path) -> None:
         assert sum(n != w for n, w in zip(numbers, wanted, strict=True)) > 0
         assert not index_video(str(path)).decord_safe
         del reader
+
+
+def test_a_frame_that_decord_pads_is_read_by_pyav(tmp_path: Path) -> None:
+    """decord loses the first two frames of a long time-lapse and fills the end with copies: one copy is an error already,
+    and the frames of that chunk come from PyAV."""
+    decord = pytest.importorskip("decord")
+    path = str(apart(tmp_path / "v.mp4", 600))
+    with pytest.raises(decord.DECORDLimitReachedError):
+        open_reader(path).get_batch(list(range(35)))
+    source = DecordSource(path, index_video(path))
+    given = [f for f in source.frames(20, 36) if isinstance(f, Frame)]
+    assert [number_in(f.rgb) for f in given] == list(range(20, 36))
 
 
 @pytest.mark.parametrize("colour", ["709", "full range", "odd height"])
