@@ -29,6 +29,11 @@ _FILL_THING, _FILL_STUFF = 0.45, 0.25
 _QUALITY = "23"
 """x264's constant rate factor: its default, good enough to look at."""
 
+_LONGEST_GAP = 1 << 28
+"""Ticks between two frames: MP4 holds 2^31, also of the sum of some gaps by which a frame is decoded early."""
+_LEAST_SCALE = 10_000
+"""Ticks a second below which FFmpeg's muxer doubles a clock."""
+
 _REPEATABLE = "no-mbtree=1"
 """Its macroblock tree made other bytes of the same frames from run to run where sides are no multiples of 16."""
 
@@ -36,18 +41,22 @@ _REPEATABLE = "no-mbtree=1"
 def write_overlay(path: Path, plan: VideoPlan, masks: Path, classes: ClassTable) -> None:
     """Draw ``masks`` (a ``masks.parquet``) over the frames of the plan; lost frames are left out."""
     height, width = plan.info.height, plan.info.width
-    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    clock, muxing = _clock(plan)
+    options = {"fflags": "+bitexact", **muxing}
+    with av.open(str(path), "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=Fraction(_rate(plan)).limit_denominator(1000))
         stream.width, stream.height = width + width % 2, height + height % 2  # 4:2:0 needs even sides
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.time_base = plan.info.index.time_base
+        stream.codec_context.time_base = clock
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {"crf": _QUALITY, "preset": "fast", "x264-params": _REPEATABLE}
-        first = int(plan.pts[0])
+        first, last = int(plan.pts[0]), -1
         for frame, picture in painted_frames(plan, masks, classes):
             even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             shown = av.VideoFrame.from_ndarray(even, format="rgb24")
-            shown.pts, shown.time_base = frame.pts - first, plan.info.index.time_base
+            ticks = round((frame.pts - first) * plan.info.index.time_base / clock)
+            last = max(ticks, last + 1)  # MP4 has no two frames at one time
+            shown.pts, shown.time_base = last, clock
             container.mux(stream.encode(shown))
         container.mux(stream.encode())
 
@@ -124,6 +133,19 @@ def _write_ids(image: Image.Image, index: NDArray[np.uint16], masks: FrameMasks)
 
 
 def _rate(plan: VideoPlan) -> float:
-    """Frames a second of the plan, on the average; 1 for a single frame."""
+    """Frames a second of the plan, on the average, but not less than one in 1,000 s; 1 for a single frame."""
     span = float(plan.times_s[-1] - plan.times_s[0])
-    return (len(plan.frames) - 1) / span if span > 0 else 1.0
+    return max((len(plan.frames) - 1) / span, 1e-3) if span > 0 else 1.0
+
+
+def _clock(plan: VideoPlan) -> tuple[Fraction, dict[str, str]]:
+    """(seconds a tick, options of the muxer): the source's clock, or the finest that an MP4 with such gaps can hold."""
+    base = plan.info.index.time_base
+    gap_s = float(max(np.diff(plan.pts), default=0) * base)
+    scale = base.denominator
+    while scale < _LEAST_SCALE:
+        scale *= 2
+    if gap_s * scale < _LONGEST_GAP:
+        return base, {}
+    scale = max(1, min(base.denominator, int(_LONGEST_GAP / gap_s)))
+    return Fraction(1, scale), {"video_track_timescale": str(scale)}
