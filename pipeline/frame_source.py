@@ -162,8 +162,14 @@ def select_frames(
     if fps is None:
         return frames
     shown = seconds[frames] - seconds[frames[0]]
-    ticks = np.arange(int(shown[-1] * fps + 1e-6) + 1) / fps
-    return np.unique(frames[np.searchsorted(shown, ticks + half_tick, side="right") - 1])
+    # Of each frame the first tick k that shows it or a later one: it is taken where the next frame's comes after that. No
+    # list of the ticks is made, of which a long gap may hold any number.
+    first = np.maximum(np.ceil((shown - half_tick) * fps) - 1, 0)
+    for _ in range(2):  # to the exact tick, whatever the product above was rounded to
+        first += first / fps + half_tick < shown
+    end = np.append(first[1:], np.floor(shown[-1] * fps + 1e-6) + 1)
+    taken: NDArray[np.int64] = frames[first < end]
+    return taken
 
 
 def checked_range(index: VideoIndex, start: int, stop: int, step: int) -> range:

@@ -224,6 +224,12 @@ def test_every_and_fps_take_the_frames_on_their_grid() -> None:
     )
 
 
+def test_a_long_gap_costs_no_memory() -> None:
+    """Ticks without a frame of their own are never listed: ten days at a million a second."""
+    assert select_frames(plain_index([0, 40, 864_000_000], [0]), fps=1e6).tolist() == [0, 1, 2]
+    assert select_frames(plain_index([0, 40, 864_000_000], [0]), fps=1e300).tolist() == [0, 1, 2]
+
+
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=80), st.floats(0.2, 120))
 def test_fps_never_takes_a_frame_that_is_not_shown(steps: list[int], fps: float) -> None:
     """With any times, each tick's frame is the last one at or before it, and the first frame is always there."""
