@@ -13,7 +13,7 @@ from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from panoptile.pipeline.frame_source import Frame, LostFrame, checked_range
 from panoptile.pipeline.inputs import InputError, shown
@@ -22,6 +22,8 @@ from panoptile.pipeline.video_index import VideoIndex
 from panoptile.pipeline.video_probe import LIMITS
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_UNREADABLE = (OSError, SyntaxError, ValueError)
+"""What Pillow raises for damaged images; a PNG's chunks are a matter of syntax to it."""
 _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I"})
 
 
@@ -33,11 +35,10 @@ def is_image_sequence(directory: str) -> bool:
 def index_images(directory: str, fps: float | None = None) -> VideoIndex:
     """Index the images of a directory; frame k is shown at k / fps seconds, at k seconds without ``fps``.
 
-    Reads the headers alone. Raises InputError for a directory without images, a file that is none, a rate that is
+    Reads the headers alone: damage behind them makes a lost frame later on. Raises InputError for a directory without images, a file that is none, a rate that is
     not positive, and, naming both files, for images of different sizes.
     """
-    if fps is not None and not 0 < fps < np.inf:
-        raise InputError(f"The rate of an image sequence must be positive, got {fps}.")
+    tick = Fraction(1) if fps is None else 1 / _exact_rate(fps)
     names = sorted(filter(_is_image, os.listdir(directory)), key=natural_order)
     if not names:
         raise InputError(f"{shown(directory)} holds no image: looked for {' '.join(IMAGE_ENDINGS)}.")
@@ -56,7 +57,7 @@ def index_images(directory: str, fps: float | None = None) -> VideoIndex:
         total, newest = total + status.st_size, max(newest, status.st_mtime_ns)
     numbers = np.arange(len(names), dtype=np.int64)
     return VideoIndex(
-        pts=numbers, time_base=1 / Fraction(fps).limit_denominator(1001) if fps else Fraction(1),
+        pts=numbers, time_base=tick,
         keys=numbers, key_dts=numbers, width=size[0], height=size[1], rotation=0, codec=kind,
         container="images", decord_safe=False, reasons=("a directory of images",), size=total, mtime_ns=newest,
         files=tuple(names),
@@ -76,6 +77,21 @@ def natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """Key by which frame10 stands after frame9: digits compare as numbers, letters without case."""
     parts = re.findall(r"\d+|\D+", name)
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p.lower()) for p in parts], name
+
+
+def _exact_rate(fps: float) -> Fraction:
+    """The simplest fraction that is this number to nine digits: 30000/1001 of its decimals, 1/3600, 29.97."""
+    rate = Fraction(0)
+    if 0 < fps < np.inf:
+        for largest in (1001, 10**5, 10**9):
+            rate = Fraction(fps).limit_denominator(largest)
+            if abs(float(rate) - fps) <= 1e-9 * fps:
+                break
+    if not rate:
+        raise InputError(
+            f"The rate of an image sequence must be positive, from 1e-9 frames a second, got {fps}."
+        )
+    return rate
 
 
 class ImageSource:
@@ -98,7 +114,7 @@ class ImageSource:
             path = os.path.join(self._directory, self.index.files[number])
             try:
                 rgb = read_rgb(path)
-            except (InputError, OSError) as e:
+            except _UNREADABLE as e:
                 yield LostFrame(number, pts, time_s, str(e))
                 continue
             if rgb.shape != (self.index.height, self.index.width, 3):
@@ -111,7 +127,7 @@ def read_rgb(path: str) -> NDArray[np.uint8]:
     """(H, W, 3) of one image: turned as its orientation tag says, grey repeated, alpha dropped, 16 bits
     cut to their upper 8."""
     with _opened(path) as opened:
-        image = ImageOps.exif_transpose(opened)
+        image = ImageOps.exif_transpose(opened) if _orientation(opened) != 1 else opened
         if image.mode in _SIXTEEN_BITS:
             grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
             return np.repeat(grey[:, :, None], 3, axis=2)
@@ -122,18 +138,27 @@ def _image_size(path: str) -> tuple[int, int]:
     """(width, height) from the header; InputError for what is no image or too large."""
     with _opened(path) as image:
         width, height = image.size
-        if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # turned by a quarter
+        if _orientation(image) >= 5:  # turned by a quarter
             width, height = height, width
     if width > LIMITS.side or height > LIMITS.side or width * height > LIMITS.pixels:
         raise InputError(f"{shown(path)} declares {width}x{height} pixels, more than {LIMITS.pixels:,}.")
     return width, height
 
 
+def _orientation(image: Image.Image) -> int:
+    """The orientation tag of an opened image, as far as its header holds one: a PNG's own way of looking for it decodes
+    the whole picture."""
+    try:
+        return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+    except (*_UNREADABLE, TypeError):
+        return 1
+
+
 def _opened(path: str) -> Image.Image:
     kind = image_kind(path)  # before any decoder
     try:
         return Image.open(path, formats=[kind.upper()])
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as e:
+    except (*_UNREADABLE, Image.DecompressionBombError) as e:
         raise InputError(f"{shown(path)} cannot be opened as {kind.upper()}: {e}.") from e
 
 

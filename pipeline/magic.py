@@ -76,8 +76,14 @@ def read_head(path: str) -> bytes:
         raise InputError(f"{name} is not a local file: a decoder is given local files alone.")
     try:
         # Asked before opening: to open a named pipe would wait for its writer for ever.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise InputError(f"{name} is not a regular file: name a file.")
+        is_regular = stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError as e:
+        raise InputError(f"{name} does not exist: check the path.") from e
+    except (OSError, ValueError) as e:
+        raise InputError(f"{name} cannot be read: {getattr(e, 'strerror', None) or e}.") from e
+    if not is_regular:
+        raise InputError(f"{name} is not a regular file: name a file.")
+    try:
         with open(path, "rb") as file:
             head = file.read(HEAD_BYTES)
     except FileNotFoundError as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -47,6 +48,18 @@ def test_without_a_rate_the_number_is_the_time(tmp_path: Path) -> None:
         index_images(str(folder), fps=-1)
 
 
+@pytest.mark.parametrize(
+    ("fps", "seconds"),
+    [(1 / 3600, 3600), (0.0004, 2500), (0.0015, 2000 / 3), (1e-9, 1e9), (29.97, 100 / 2997)],
+)
+def test_slow_rates_are_exact_too(tmp_path: Path, fps: float, seconds: float) -> None:
+    """A folder with an image an hour has a rate as well."""
+    folder = write_images(tmp_path / "clip", ["a.png", "b.png"])
+    assert index_images(str(folder), fps=fps).times_s.tolist() == pytest.approx([0, seconds], rel=1e-9)
+    with pytest.raises(InputError, match="positive"):
+        index_images(str(folder), fps=1e-300)
+
+
 def test_natural_order() -> None:
     """Numbers compare as numbers, whatever their zeros; the rest without case."""
     names = ["f10.png", "F9.png", "f09b.png", "f1.png", "g0.png", "f100.png"]
@@ -90,6 +103,29 @@ def test_an_image_that_breaks_later_is_a_lost_frame(tmp_path: Path) -> None:
     given = list(open_frames(str(folder), index).frames(0, 4))
     assert [type(f) for f in given] == [Frame, LostFrame, LostFrame, Frame]
     assert [f.index for f in given] == [0, 1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif"])
+def test_damaged_images_are_refused_or_lost(tmp_path: Path, ending: str) -> None:
+    """Cut off or with bytes overwritten anywhere: a sentence at the start, or a lost frame, and never an error of
+    Pillow's own; what only lacks its end costs that one frame."""
+    folder = write_images(tmp_path / "clip", [f"0.{ending}", f"1.{ending}"])
+    whole, rng = (folder / f"1.{ending}").read_bytes(), np.random.default_rng(2)
+    index = index_images(str(folder))
+    for trial in range(150):
+        data = bytearray(whole if trial % 3 else whole[: rng.integers(1, len(whole))])
+        for at in rng.integers(0, min(len(data), 80 * 4 ** (trial % 4)), trial % 5):
+            data[at] = rng.integers(256)
+        (folder / f"1.{ending}").write_bytes(data)
+        with contextlib.suppress(InputError):
+            index_images(str(folder))
+        assert len(list(open_frames(str(folder), index).frames(0, 2))) == 2
+    (folder / f"1.{ending}").write_bytes(whole[: len(whole) * 3 // 4])
+    if ending != "tif":  # whose directory stands at its end
+        assert len(index_images(str(folder))) == 2
+    given = list(open_frames(str(folder), index).frames(0, 2))
+    assert [type(f) for f in given] == [Frame, LostFrame]
 
 
 def test_sixteen_bits_grey_and_alpha_become_rgb(tmp_path: Path) -> None:
