@@ -15,12 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from panoptile.pipeline.contingency import BACKGROUND, VOID, Labels
 from panoptile.pipeline.image_sequence import natural_order
 from panoptile.pipeline.inputs import InputError, shown
 from panoptile.pipeline.label_source import LabelMeaning, LabelRaster, Unlabelled, code, decode
 from panoptile.pipeline.overlaps import UNSCORED, SegmentLabels
+from panoptile.pipeline.video_probe import LIMITS
 from panoptile.pipeline.video_tables import read_masks
 from panoptile.pipeline.window import Window
 
@@ -118,8 +120,6 @@ class VisLabels:
         self._rest = BACKGROUND if unlabelled == "background" else VOID
 
     def frames(self) -> Iterator[tuple[int, Labels]]:
-        from pycocotools import mask as coco_mask
-
         video = self._video
         for place, frame in enumerate(video.numbers):
             labels = np.full((video.height, video.width), self._rest, np.int64)
@@ -128,15 +128,41 @@ class VisLabels:
                 class_id = self._class_ids.get(int(annotation["category_id"]), UNSCORED)
                 if rle is None or class_id == UNSCORED:
                     continue
-                if isinstance(rle["counts"], list):
-                    rle = coco_mask.frPyObjects(rle, video.height, video.width)
-                inside = coco_mask.decode(rle).astype(np.bool_)
+                try:
+                    inside = _mask(rle, video.height, video.width)
+                except (ValueError, KeyError, TypeError, OverflowError) as e:
+                    raise InputError(
+                        f"The ground truth of {video.name}: the mask of annotation {annotation.get('id', number)} in frame "
+                        f"{frame} cannot be used: {e}."
+                    ) from e
                 crowd = bool(annotation.get("iscrowd", 0)) or class_id not in self._things
                 labels[inside] = code(np.array([class_id]), np.array([0 if crowd else number]))[0]
             yield frame, labels
 
     def describe(self, labels: Labels) -> SegmentLabels:
         return decode(labels, self._things)
+
+
+def _mask(found: Any, height: int, width: int) -> NDArray[np.bool_]:
+    """(H, W) of a run-length code, as text or as a list of counts, or of a list of polygons [x, y, x, y, …]."""
+    from pycocotools import mask as coco_mask
+
+    if isinstance(found, list):
+        if any(len(polygon) < 6 or len(polygon) % 2 for polygon in found):
+            raise ValueError("a polygon needs an even number of coordinates, at least six")
+        codes = coco_mask.frPyObjects(found, height, width) if found else []
+        return (
+            np.any([coco_mask.decode(c) for c in codes], axis=0) if codes else np.zeros((height, width), bool)
+        )
+    counts, size = found["counts"], [int(n) for n in found["size"]]
+    if size != [height, width]:
+        raise ValueError(f"it has {'x'.join(map(str, size))} pixels, the video {height}x{width}")
+    if isinstance(counts, list):
+        if sum(counts) != height * width:
+            raise ValueError(f"its counts sum to {sum(counts)}, not to {height * width} pixels")
+        found = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)
+    mask: NDArray[np.bool_] = coco_mask.decode(found).astype(np.bool_)
+    return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +201,14 @@ def read_vis_document(path: str) -> VisDocument:
             numbers = tuple(int(n) for n in v.get("frame_numbers", range(len(names))))
             if len(numbers) != len(names) or sorted(set(numbers)) != list(numbers):
                 raise ValueError(f"video {v['id']}: frame_numbers must ascend, one for each of its frames")
-            videos[name] = VisVideo(
-                name, int(v["height"]), int(v["width"]), numbers, tuple(by_video[int(v["id"])])
-            )
+            height, width = int(v["height"]), int(v["width"])
+            if not 0 < height * width <= LIMITS.pixels or min(height, width) < 1:
+                raise ValueError(f"video {v['id']} has frames of {height}x{width} pixels")
+            videos[name] = VisVideo(name, height, width, numbers, tuple(by_video[int(v["id"])]))
+        named = {int(c["id"]) for c in document["categories"]}
+        unnamed = sorted({int(a["category_id"]) for a in document["annotations"]} - named)
+        if unnamed:
+            raise ValueError(f"it names no category {unnamed[0]}, which an annotation has")
         return VisDocument(tuple((int(c["id"]), str(c["name"])) for c in document["categories"]), videos)
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as e:
         raise InputError(f"{shown(path)} is no YouTube-VIS document: {type(e).__name__} {e}.") from e

@@ -166,6 +166,73 @@ def test_youtube_vis_of_every_nth_frame_is_compared_in_its_place(tmp_path: Path)
         _eval(out, vis)
 
 
+def _vis(mask: object, *, frames: int = 1, width: int = 20, category: int = 5) -> str:
+    """A YouTube-VIS document with one car, the same mask in each of ``frames``."""
+    return json.dumps(
+        {
+            "videos": [
+                {"id": 1, "height": 8, "width": width, "file_names": [f"clip/{t}" for t in range(frames)]}
+            ],
+            "categories": [{"id": 5, "name": "car"}],
+            "annotations": [
+                {"id": 9, "video_id": 1, "category_id": category, "segmentations": [mask] * frames}
+            ],
+        }
+    )
+
+
+def test_youtube_vis_masks_in_every_form(tmp_path: Path) -> None:
+    """Run-length codes as text and as counts, and polygons, are the same mask."""
+    labels = np.full((1, 8, 20), ROAD)
+    labels[0, 2:6, 3:9] = CAR
+    out, vis = _write_run(tmp_path / "out", labels), tmp_path / "vis.json"
+    code = coco_mask.encode(np.asfortranarray(labels[0] == CAR, np.uint8))
+    starts = np.flatnonzero(np.diff((labels[0] == CAR).ravel(order="F"), prepend=False))
+    counts = np.diff(starts, prepend=0, append=160).tolist()
+    for mask in (
+        {"size": [8, 20], "counts": code["counts"].decode()},
+        {"size": [8, 20], "counts": counts},
+        [[3, 2, 9, 2, 9, 6, 3, 6]],
+        [[3, 2, 9, 2, 9, 4, 3, 4], [3, 4, 9, 4, 9, 6, 3, 6]],
+    ):
+        vis.write_text(_vis(mask))
+        result = _eval(out, vis)
+        assert result.panoptic.things.pq == 1.0, mask
+
+
+@pytest.mark.parametrize(
+    ("mask", "sentence"),
+    [
+        ({"size": [8, 21], "counts": [168]}, "8x21 pixels, the video 8x20"),
+        ({"size": [8, 20], "counts": [5, 5]}, "sum to 10, not to 160"),
+        ({"size": [8, 20], "counts": [-5, 165]}, "annotation 9 in frame 0"),
+        ({"size": [8, 20], "counts": "zz@@"}, "annotation 9 in frame 0"),
+        ({"size": [8, 20]}, "'counts'"),
+        ({"size": [], "counts": [160]}, "annotation 9 in frame 0"),
+        ([[1, 2, 3]], "even number of coordinates"),
+        ([3], "annotation 9 in frame 0"),
+        ("text", "annotation 9 in frame 0"),
+    ],
+)
+def test_youtube_vis_masks_that_cannot_be_used(tmp_path: Path, mask: object, sentence: str) -> None:
+    """Exit 2 and a sentence that names the annotation and the frame."""
+    out, vis = _write_run(tmp_path / "out", _video()), tmp_path / "vis.json"
+    vis.write_text(_vis(mask))
+    with pytest.raises(JobError, match=sentence):
+        _eval(out, vis)
+
+
+def test_youtube_vis_documents_that_cannot_be_used(tmp_path: Path) -> None:
+    """Frames too large for any memory, and a category that is not there, are refused before anything is compared."""
+    out, vis = _write_run(tmp_path / "out", _video()), tmp_path / "vis.json"
+    vis.write_text(_vis(None, width=10**12))
+    with pytest.raises(JobError, match="frames of 8x1000000000000"):
+        _eval(out, vis)
+    vis.write_text(_vis(None, category=6))
+    with pytest.raises(JobError, match="names no category 6"):
+        _eval(out, vis)
+
+
 def test_compare_two_runs_over_a_video(tmp_path: Path) -> None:
     """A broken track: the long part matches its whole, the rest appeared; places on the ground are refused."""
     old = _write_run(tmp_path / "old", _video())
