@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,17 +142,19 @@ def _compare_videos(a: FinishedRun, b: FinishedRun, matched: MatchedClasses, con
     common = [(key, others[stem_of(key)]) for key in a.videos if stem_of(key) in others]
     if not common:
         raise invalid(f"{a.store.root} and {b.store.root} have no video in common.")
-    sums = _Sums(matched)
+    sums, notes = _Sums(matched), list(matched.notes)
     for key, other in common:
         console.say(f"compare {stem_of(key)}")
         old = a.video(key, _ids(a, matched.truth), rest=BACKGROUND)
         new = b.video(other, _ids(b, matched.found))
-        counter = PairCounter()
-        for _, left, right in both_frames(stem_of(key), old, new):
+        counter, alone = PairCounter(), Counter[str]()
+        for _, left, right in both_frames(stem_of(key), old, new, alone):
             counter.add(left, right)
         sums.add(counter.result(), old, new)
+        if alone:
+            notes.append(f"{stem_of(key)}: frames that only one of the two runs has were left out.")
     names = tuple(stem_of(key) for key, _ in common)
-    return Comparison(names, sums.quality.result(), sums.changes, None, matched.notes)
+    return Comparison(names, sums.quality.result(), sums.changes, None, tuple(notes))
 
 
 # --- changed segments as GeoJSON ---------------------------------------------------------------------------------

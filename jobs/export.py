@@ -59,6 +59,10 @@ def export_to(
         return [write_catalog(out)]
     if output is None:
         raise invalid(f"Name the file or folder for {to} with -o.")
+    if "://" in output:
+        raise invalid(
+            f"-o {output}: exports are written to this machine; name a local path, and copy it then."
+        )
     try:
         store = open_store(out)
     except ValueError as e:

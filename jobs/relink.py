@@ -17,7 +17,7 @@ from panoptile.jobs.job_record import absolute_paths, read_job, replace_job
 from panoptile.jobs.prepare import Prepared, prepare
 from panoptile.jobs.resume import recorded_spec
 from panoptile.jobs.segment import run_job
-from panoptile.jobs.spec import JobSpec
+from panoptile.jobs.spec import MINVIS_IGNORES, JobSpec
 from panoptile.jobs.state import store_errors
 from panoptile.jobs.survey import survey, to_run
 from panoptile.pipeline import layout
@@ -46,11 +46,15 @@ def prepare_relink(store: Store, changes: Mapping[str, Any]) -> Prepared:
 
 
 def _changed(recorded: JobSpec, changes: Mapping[str, Any]) -> JobSpec:
-    """The recorded job, which stays the same job: what was kept of the queries is kept."""
+    """The recorded job, which stays the same job: what was kept of the queries is kept.
+
+    Options that minvis has no use for go when it is chosen.
+    """
+    fields = {**changes, "all_queries": recorded.keeps_all_queries, "if_running": "fail"}
+    if changes.get("link") == "minvis":
+        fields = {n: JobSpec.__dataclass_fields__[n].default for n in MINVIS_IGNORES} | fields
     try:
-        return dataclasses.replace(
-            recorded, **changes, all_queries=recorded.keeps_all_queries, if_running="fail"
-        )
+        return dataclasses.replace(recorded, **fields)
     except ValueError as e:
         raise invalid(str(e)) from e
 

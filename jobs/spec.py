@@ -35,6 +35,7 @@ LINK_OPTIONS = (
     "min_hits",
     "scene_cut",
 )
+MINVIS_IGNORES = tuple(name for name in LINK_OPTIONS if name not in ("link", "min_hits"))
 """Fields that ``relink`` can change without segmenting anew."""
 
 LAYOUT_VERSION = 2
@@ -195,9 +196,17 @@ class JobSpec:
             raise ValueError(f"--every must be at least 1, got {self.every}.")
         if self.frame_size is not None and not 32 <= self.frame_size <= 8192:
             raise ValueError(f"--frame-size must lie between 32 and 8192 pixels, got {self.frame_size}.")
+        if self.start is not None and not 0 <= self.start < math.inf:
+            raise ValueError(f"--start must be seconds after the first frame, from 0, got {self.start}.")
+        if self.end is not None and not self.end > 0:
+            raise ValueError(f"--end must be positive seconds after the first frame, got {self.end}.")
         if self.start is not None and self.end is not None and self.end <= self.start:
             raise ValueError(f"--end {self.end} must lie after --start {self.start}.")
         self.link_options()
+        idle = [n for n in MINVIS_IGNORES if getattr(self, n) != self.__dataclass_fields__[n].default]
+        if self.link == "minvis" and idle:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+            raise ValueError(f"{flags}: nothing to --link minvis, which has no births, deaths or thresholds.")
 
     def link_options(self) -> LinkOptions:
         """How segments of frames become tracks. Raises ``ValueError``."""

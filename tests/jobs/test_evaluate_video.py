@@ -135,6 +135,8 @@ def test_frames_that_one_side_lacks_are_not_compared(tmp_path: Path) -> None:
     assert result.video is not None
     assert result.video[0].all == 1.0
     assert sorted(result.video[0].windows) == [1, 2, 4]
+    compared = compare(str(whole), str(late), Console(quiet=True))
+    assert any("only one of the two runs has were left out" in note for note in compared.notes)
     other = _write_run(tmp_path / "other", labels, first=100)
     with pytest.raises(JobError, match="no frame in common"):
         _eval(other, whole)

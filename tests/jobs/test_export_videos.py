@@ -54,3 +54,15 @@ def test_rasters_are_no_videos(finished: Path, tmp_path: Path) -> None:
     """One sentence that names the formats of images."""
     with pytest.raises(JobError, match="holds no videos"):
         export_to(str(finished), "ytvis", str(tmp_path / "x"), ())
+
+
+@pytest.mark.parametrize("target", ["s3://bucket/tracks", "file:///tmp/tracks"])
+def test_a_uri_is_no_place_for_an_export(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """Exports are local files: a URI is refused, not taken for a folder of that name."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(JobError, match="written to this machine") as refused:
+        export_to(str(finished), "ytvis", target, ())
+    assert int(refused.value.code) == 2
+    assert list(tmp_path.iterdir()) == []

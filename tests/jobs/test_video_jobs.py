@@ -188,6 +188,18 @@ def test_minvis_needs_the_states_of_all_queries(clip: Clip) -> None:
     assert refused.value.code is Exit.INVALID
 
 
+def test_relinking_by_minvis_leaves_out_what_it_has_no_use_for(clip: Clip) -> None:
+    """The options of the other linker that the folder names go; those that are asked for with it are refused."""
+    out = in_memory()
+    run(clip, out, all_queries=True, max_age=3.0, min_hits=5)
+    store = open_store(out)
+    spec = prepare_relink(store, {"link": "minvis"}).spec
+    assert (spec.link, spec.max_age, spec.min_hits) == ("minvis", 1.0, 5)
+    with pytest.raises(JobError, match="--max-age: nothing to --link minvis") as refused:
+        prepare_relink(store, {"link": "minvis", "max_age": 2.0})
+    assert refused.value.code is Exit.INVALID
+
+
 def test_rasters_and_videos_in_one_job(clip: Clip, tmp_path: Path) -> None:
     """A job may hold both kinds where its model can serve both; an echo holds the truth of one kind and says so."""
     raster = write_world(make_raster_world(3, 90, 100), tmp_path / "raster")
@@ -257,6 +269,14 @@ def test_images_that_change_places_are_another_video(clip: Clip, tmp_path: Path)
         ({"sequence_fps": 3.0}, "--sequence-fps gives the times of a folder"),
         ({"fps": 2.0, "every": 3}, "--fps and --every exclude each other"),
         ({"start": 99.0}, "--start"),
+        ({"start": -1.0}, "--start must be seconds after the first frame, from 0"),
+        ({"start": float("nan")}, "--start must be"),
+        ({"end": -1.0}, "--end must be positive"),
+        ({"end": float("nan")}, "--end must be positive"),
+        (
+            {"link": "minvis", "max_age": 3.0, "min_iou": 0.2},
+            "--max-age, --min-iou: nothing to --link minvis",
+        ),
         ({"max_age": -1.0}, "--max-age"),
         ({"match_threshold": 11.0}, "--match-threshold"),
         ({"link": "sort"}, "--link"),
