@@ -18,7 +18,7 @@ import shapely
 from panoptile.jobs.console import Console
 from panoptile.jobs.evaluate import both_frames
 from panoptile.jobs.exits import invalid
-from panoptile.jobs.finished_run import FinishedRun, open_run, stem_of
+from panoptile.jobs.finished_run import FinishedRun, counterpart, open_run, stem_of
 from panoptile.jobs.score_text import panoptic_fields, panoptic_lines
 from panoptile.jobs.truth_classes import MatchedClasses, NamedClass, match_classes
 from panoptile.pipeline.contingency import BACKGROUND, Contingency, PairCounter
@@ -100,8 +100,9 @@ def _ids(run: FinishedRun, by_name: Any) -> dict[int, int]:
 def _compare_rasters(
     a: FinishedRun, b: FinishedRun, matched: MatchedClasses, console: Console, geojson: str | None
 ) -> Comparison:
-    others = {plan.info.stem: plan for plan in b.rasters}
-    common = [(plan, others[plan.info.stem]) for plan in a.rasters if plan.info.stem in others]
+    others = {plan.key: plan for plan in b.rasters}
+    found = [counterpart(plan.key, [p.key for p in a.rasters], list(others)) for plan in a.rasters]
+    common = [(plan, others[key]) for plan, key in zip(a.rasters, found, strict=True) if key is not None]
     if not common:
         raise invalid(f"{a.store.root} and {b.store.root} have no raster in common.")
     sums, features, area = _Sums(matched), [], 0.0
@@ -138,8 +139,8 @@ def _check_grids(a: RasterPlan, b: RasterPlan) -> None:
 
 
 def _compare_videos(a: FinishedRun, b: FinishedRun, matched: MatchedClasses, console: Console) -> Comparison:
-    others = {stem_of(key): key for key in b.videos}
-    common = [(key, others[stem_of(key)]) for key in a.videos if stem_of(key) in others]
+    found = [counterpart(key, a.videos, b.videos) for key in a.videos]
+    common = [(key, other) for key, other in zip(a.videos, found, strict=True) if other is not None]
     if not common:
         raise invalid(f"{a.store.root} and {b.store.root} have no video in common.")
     sums, notes = _Sums(matched), list(matched.notes)
@@ -153,6 +154,8 @@ def _compare_videos(a: FinishedRun, b: FinishedRun, matched: MatchedClasses, con
         sums.add(counter.result(), old, new)
         if alone:
             notes.append(f"{stem_of(key)}: frames that only one of the two runs has were left out.")
+    lone = len(a.videos) + len(b.videos) - 2 * len(common)
+    notes += [f"{lone} videos are in one of the runs alone"] if lone else []
     names = tuple(stem_of(key) for key, _ in common)
     return Comparison(names, sums.quality.result(), sums.changes, None, tuple(notes))
 

@@ -14,7 +14,7 @@ import shapely
 from panoptile.jobs.console import Console
 from panoptile.jobs.exits import invalid
 from panoptile.jobs.finished_run import FinishedRun, is_run, open_run, stem_of
-from panoptile.jobs.ground_truth import CocoTruth, GroundTruth, TruthOptions, missing, open_truth
+from panoptile.jobs.ground_truth import CocoTruth, GroundTruth, TruthOptions, open_truth
 from panoptile.jobs.truth_classes import MatchedClasses, NamedClass, match_classes, parse_renames
 from panoptile.pipeline.aoi import AreaOfInterest, read_aoi
 from panoptile.pipeline.coco_panoptic import is_coco_panoptic, read_coco_panoptic
@@ -140,7 +140,7 @@ def _evaluate_rasters(
         raise invalid(
             f"The ground truth has nothing for {', '.join(without[:5])}: name its files like the rasters."
         )
-    return _summary("rasters", names, scores, matched, (*matched.notes, missing("rasters", without)))
+    return _summary("rasters", names, scores, matched, (*matched.notes, _missing("rasters", without)))
 
 
 def _evaluate_images(out: str, options: EvalOptions, renames: dict[str, str], scratch: Path) -> Evaluation:
@@ -208,7 +208,7 @@ def _evaluate_videos(
     vpq, stq = VideoPanopticQuality(matched.classes, WINDOWS), SegmentationTrackingQuality(matched.classes)
     without = []
     for key in run.videos:
-        labels = truth.video(stem_of(key), matched, alone=len(run.videos) == 1)
+        labels = truth.video(key, matched, alone=len(run.videos) == 1)
         if labels is None:
             without.append(stem_of(key))
             continue
@@ -231,7 +231,7 @@ def _evaluate_videos(
     if not names:
         raise invalid(f"The ground truth has nothing for {', '.join(without[:5])}: name it like the videos.")
     video = (vpq.result(), stq.result())
-    return _summary("video", names, scores, matched, (*notes, missing("videos", without)), video)
+    return _summary("video", names, scores, matched, (*notes, _missing("videos", without)), video)
 
 
 def both_frames(
@@ -284,3 +284,8 @@ def _summary(
         video,
         tuple(filter(None, notes)),
     )
+
+
+def _missing(what: str, stems: Sequence[str]) -> str:
+    """A note on inputs without ground truth."""
+    return f"no ground truth for {len(stems)} {what}: {', '.join(stems[:5])}" if stems else ""

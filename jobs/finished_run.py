@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +101,19 @@ def published_classes(store: Store, scratch: Path) -> ClassTable:
 def stem_of(key: str) -> str:
     """The input's sanitised stem in an output key."""
     return key[:-11]
+
+
+def counterpart(key: str, mine: Sequence[str], others: Sequence[str]) -> str | None:
+    """Which of ``others`` is the input ``key``, one of ``mine``: the same file, else the one of the same name.
+
+    Raises ``JobError`` (exit 2) where files in several folders have that name, and none is the same.
+    """
+    if key in others:
+        return key
+    same = [k for k in others if stem_of(k) == stem_of(key)]
+    if len(same) > 1 or (same and sum(stem_of(k) == stem_of(key) for k in mine) > 1):
+        raise invalid(f"Several inputs are called {stem_of(key)}: compare runs over one of them each.")
+    return same[0] if same else None
 
 
 def is_run(out: str) -> bool:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from panoptile.jobs.exits import invalid
-from panoptile.jobs.finished_run import FinishedRun, is_run, open_run, stem_of
+from panoptile.jobs.finished_run import FinishedRun, counterpart, is_run, open_run, stem_of
 from panoptile.jobs.truth_classes import MatchedClasses, NamedClass
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline.coco_panoptic import CocoPanoptic, is_coco_panoptic, read_coco_panoptic
@@ -74,8 +73,8 @@ class GroundTruth(Protocol):
         """Labels on the grid of a raster; None where there are none for it."""
         ...
 
-    def video(self, stem: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
-        """Labels of a video; ``alone`` where it is the only one, so that its name need not agree."""
+    def video(self, key: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
+        """Labels of the video of this key; ``alone`` where it is the only one, so that its name need not agree."""
         ...
 
 
@@ -169,17 +168,16 @@ class RunTruth:
         return _of_table(self.run.classes)
 
     def raster(self, info: RasterInfo, matched: MatchedClasses) -> LabelSource | None:
-        for plan in self.run.rasters:
-            if plan.info.stem == info.stem:
-                return self.run.raster(
-                    plan.info, _by_value(self.run.classes, matched), unclaimed=_rest(self.unlabelled)
-                )
-        return None
+        plans = {plan.key: plan for plan in self.run.rasters}
+        key = counterpart(info.key, [info.key], list(plans))
+        ids, rest = _by_value(self.run.classes, matched), _rest(self.unlabelled)
+        return None if key is None else self.run.raster(plans[key].info, ids, unclaimed=rest)
 
-    def video(self, stem: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
-        keys = [k for k in self.run.videos if stem_of(k) == stem or (alone and len(self.run.videos) == 1)]
+    def video(self, key: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
+        videos = self.run.videos
+        own = videos[0] if alone and len(videos) == 1 else counterpart(key, [key], videos)
         ids = _by_value(self.run.classes, matched)
-        return self.run.video(keys[0], ids, rest=_rest(self.unlabelled)) if keys else None
+        return None if own is None else self.run.video(own, ids, rest=_rest(self.unlabelled))
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +201,7 @@ class CocoTruth:
         ids = {c.value: matched.truth[c.name] for c in self.coco.categories}
         return self.coco.source(stem, ids, unlabelled=_rest(self.unlabelled))
 
-    def video(self, stem: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
+    def video(self, key: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
         raise invalid(
             "COCO panoptic is ground truth of images; a video wants label rasters, masks.parquet or YouTube-VIS."
         )
@@ -239,7 +237,7 @@ class PolygonFiles:
         ignored, unlabelled = frozenset(self._options.ignored), self._options.rest
         return PolygonTruth(file, info, class_ids, matched.things, ignored=ignored, unlabelled=unlabelled)
 
-    def video(self, stem: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
+    def video(self, key: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
         raise invalid("Polygons are ground truth of rasters, not of videos.")
 
 
@@ -267,7 +265,7 @@ class RasterFiles:
         _check_grid(path, info)
         return source
 
-    def video(self, stem: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
+    def video(self, key: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
         raise AssertionError("A ground truth of rasters was asked for a video.")
 
 
@@ -349,9 +347,13 @@ class VisTruth:
     def raster(self, info: RasterInfo, matched: MatchedClasses) -> LabelSource | None:
         raise invalid("YouTube-VIS is ground truth of videos, not of rasters.")
 
-    def video(self, stem: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
+    def video(self, key: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
         videos = {sanitised(name): video for name, video in self.document.videos.items()}
-        video = videos.get(stem) or (next(iter(videos.values())) if alone and len(videos) == 1 else None)
+        video = (
+            videos.get(stem_of(key))
+            or videos.get(key)
+            or (next(iter(videos.values())) if alone and len(videos) == 1 else None)
+        )
         ids = {value: matched.truth[name] for value, name in self.document.categories}
         return None if video is None else VisLabels(video, ids, matched.things, unlabelled=self.unlabelled)
 
@@ -371,7 +373,7 @@ class MaskTable:
     def raster(self, info: RasterInfo, matched: MatchedClasses) -> LabelSource | None:
         raise AssertionError("A ground truth of videos was asked for a raster.")
 
-    def video(self, stem: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
+    def video(self, key: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
         ids = _by_value(self.table, matched)
         return TrackTable(self.path, ids, rest=_rest(self.unlabelled)) if alone else None
 
@@ -391,12 +393,7 @@ class FrameFolder:
     def raster(self, info: RasterInfo, matched: MatchedClasses) -> LabelSource | None:
         raise AssertionError("A ground truth of videos was asked for a raster.")
 
-    def video(self, stem: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
-        own = os.path.join(self._options.gt, stem)
+    def video(self, key: str, matched: MatchedClasses, *, alone: bool) -> VideoLabels | None:
+        own = os.path.join(self._options.gt, stem_of(key))
         folder = own if os.path.isdir(own) else self._options.gt if alone else None
         return None if folder is None else LabelFrames(folder, _meaning(self._options, self._table, matched))
-
-
-def missing(what: str, stems: Sequence[str]) -> str:
-    """A note on inputs without ground truth."""
-    return f"no ground truth for {len(stems)} {what}: {', '.join(stems[:5])}" if stems else ""

@@ -247,6 +247,38 @@ def test_compare_two_runs_over_a_video(tmp_path: Path) -> None:
         compare(str(old), str(new), Console(quiet=True), geojson=str(tmp_path / "x.geojson"))
 
 
+def test_videos_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:
+    """Two cameras whose files have one name: each is compared with itself, as the truth too; where no file is the same,
+    the name alone is no answer."""
+    keys = ("clip-0000000001", "clip-0000000002")
+    sides = {}
+    for side, shown in (
+        ("old", keys),
+        ("new", keys[::-1]),
+        ("moved", ("clip-000000000a", "clip-000000000b")),
+    ):
+        for key in shown:
+            labels = _video() if key in (keys[0], "clip-000000000a") else np.flip(_video(), 2).copy()
+            sides[side] = tmp_path / side
+            _write_run(sides[side] / key, labels, key=key)
+        folders = [sides[side] / key for key in shown]
+        for part in ("video", "_state/plan", "_state/results"):
+            (sides[side] / part).mkdir(parents=True)
+            for folder in folders:
+                for found in (folder / part).iterdir():
+                    found.rename(sides[side] / part / found.name)
+        for name in (layout.CLASSES, layout.SUCCESS):
+            (folders[0] / name).rename(sides[side] / name)
+    assert compare(str(sides["old"]), str(sides["new"]), Console(quiet=True)).panoptic.all.pq == 1.0
+    assert _eval(sides["old"], sides["new"]).panoptic.all.pq == 1.0
+    for judge in (
+        lambda: compare(str(sides["old"]), str(sides["moved"]), Console(quiet=True)),
+        lambda: _eval(sides["old"], sides["moved"]),
+    ):
+        with pytest.raises(JobError, match="Several inputs are called clip"):
+            judge()
+
+
 def test_options_that_mean_nothing_for_videos(tmp_path: Path) -> None:
     """A window, polygons and label frames of several classes without a divisor are refused."""
     out = _write_run(tmp_path / "out", _video())
