@@ -99,6 +99,8 @@ def _network(spec: JobSpec, path: Path) -> ResolvedModel:
         raise invalid(str(e)) from e
     if spec.compile:
         _refuse_missing_compiler()
+    if info.queries_are_places:
+        _refuse_weights_of_looks(spec)
     factory = NetworkFactory(
         str(path),
         spec.task,
@@ -121,6 +123,15 @@ def _network(spec: JobSpec, path: Path) -> ResolvedModel:
         f"Mask2Former {info.backbone}, {info.task}, {len(info.classes)} classes, {info.parameters / 1e6:.1f} M parameters",
         lambda info: None,
     )
+
+
+def _refuse_weights_of_looks(spec: JobSpec) -> None:
+    for name in ("iou_weight", "min_cosine"):
+        if getattr(spec, name) != JobSpec.__dataclass_fields__[name].default:
+            raise invalid(
+                f"--{name.replace('_', '-')} weighs overlap against the likeness of queries, and this model's queries know "
+                "places, not objects: its segments are linked by overlap alone. Leave it out."
+            )
 
 
 def _refuse_missing_compiler() -> None:

@@ -87,6 +87,8 @@ class CheckpointInfo:
     """Of configuration, preprocessing and weights: equal digests give equal results."""
     gsd_m: float | None
     """Metres per pixel of the training images, where the checkpoint says so."""
+    queries_are_places: bool
+    """See the function of this name."""
 
 
 def inspect_checkpoint(
@@ -110,7 +112,14 @@ def inspect_checkpoint(
         parameters=sum(math.prod(shape) for shape in expected.values()),
         sha256=_digest(path),
         gsd_m=None if gsd_m is None else float(gsd_m),
+        queries_are_places=queries_are_places(config),
     )
+
+
+def queries_are_places(config: Mask2FormerConfig) -> bool:
+    """Whether the network sees coordinates (see model/grid_start.py): the state of a query then says where on the picture
+    its segment lies, whatever lies there, and nothing of whether it is the same object in another frame."""
+    return bool(config.backbone_config.get("coordinate_frequencies"))
 
 
 def read_settings(

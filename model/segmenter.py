@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from panoptile.model.batch_runner import BatchRunner, Forward
-from panoptile.model.checkpoint import CheckpointSettings, Task, read_settings
+from panoptile.model.checkpoint import CheckpointSettings, Task, queries_are_places, read_settings
 from panoptile.model.classes import ClassTable
 from panoptile.model.compiled import compile_forward
 from panoptile.model.cuda_graph import GraphCache
@@ -63,6 +63,7 @@ class Segmenter:
     ) -> None:
         self.classes = settings.classes
         self.num_queries = settings.config.num_queries
+        self.queries_are_places = queries_are_places(settings.config)
         self.channels = settings.config.num_channels
         self.device = device
         self.mean_pixel = settings.normalisation.mean_pixel

@@ -6,7 +6,7 @@ A replica is stateless: what it returns for an image depends on that image alone
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -137,6 +137,8 @@ class NetworkReplica:
     def __init__(self, segmenter: Segmenter, *, all_queries: bool = False) -> None:
         self._segmenter = segmenter
         self._of_frames: Embeddings = "queries" if all_queries else "segments"
+        if segmenter.queries_are_places and not all_queries:
+            self._of_frames = "none"
         self.classes = segmenter.classes
         self.max_queries = segmenter.num_queries
         self.fill = segmenter.mean_pixel
@@ -146,7 +148,8 @@ class NetworkReplica:
 
         embeddings = self._of_frames if batch.frames else "none"
         try:
-            return self._segmenter.predict(batch.pixels, count=batch.count, embeddings=embeddings)
+            maps = self._segmenter.predict(batch.pixels, count=batch.count, embeddings=embeddings)
+            return self._linkable(maps) if batch.frames else maps
         except torch.cuda.OutOfMemoryError as e:
             message = str(e)
         except RuntimeError as e:
@@ -155,3 +158,9 @@ class NetworkReplica:
             raise
         torch.cuda.empty_cache()
         raise OutOfMemory(message)
+
+    def _linkable(self, maps: Sequence[PanopticMap]) -> Sequence[PanopticMap]:
+        """Maps of frames without embeddings that would join what stood at one place: overlap links them then."""
+        if not self._segmenter.queries_are_places:
+            return maps
+        return [replace(panoptic, embeddings=None) for panoptic in maps]

@@ -36,6 +36,7 @@ from panoptile.pipeline import layout
 from panoptile.pipeline.store import Store, open_store
 from panoptile.pipeline.unit_input import InputContext
 from panoptile.pipeline.video_input import VideoInput
+from panoptile.pipeline.video_link import VideoFragments
 from panoptile.pipeline.video_plan import VideoPlan
 from panoptile.pipeline.video_tables import read_masks
 
@@ -197,6 +198,21 @@ def test_relinking_by_minvis_leaves_out_what_it_has_no_use_for(clip: Clip) -> No
     assert (spec.link, spec.max_age, spec.min_hits) == ("minvis", 1.0, 5)
     with pytest.raises(JobError, match="--max-age: nothing to --link minvis") as refused:
         prepare_relink(store, {"link": "minvis", "max_age": 2.0})
+    assert refused.value.code is Exit.INVALID
+
+
+def test_the_built_in_model_links_by_overlap(clip: Clip) -> None:
+    """Its queries know places, so no embedding is stored that would join what stood at one place; options that weigh
+    embeddings are refused, those of overlap are not."""
+    spec = dataclasses.replace(job(clip, in_memory(), every=20), model="builtin", labels=None, min_iou=0.2)
+    run_job(prepare(spec), QUIET)
+    store = open_store(spec.out)
+    (plan_key,) = store.keys("_state/plan")
+    fragments = VideoFragments(store, VideoPlan.from_json(store.read_bytes(plan_key)))
+    channels = {f.rows().embeddings.shape[1] for _, f in fragments if f is not None}
+    assert channels == {0}
+    with pytest.raises(JobError, match="--iou-weight weighs overlap against the likeness") as refused:
+        prepare(dataclasses.replace(spec, iou_weight=2.0))
     assert refused.value.code is Exit.INVALID
 
 
