@@ -59,8 +59,9 @@ def _write_run(out: Path, labels: NDArray[np.int64], *, first: int = 0, key: str
         writer.add(table, rows.items)
     writer.close()
     (out / layout.CLASSES).write_text(json.dumps(TABLE.to_json()))
-    (out / "_state" / "plan").mkdir(parents=True)
-    (out / "_state" / "plan" / f"{key}.json").write_text(json.dumps({"kind": "video"}))
+    for part, content in (("plan", {"kind": "video"}), ("results", {})):
+        (out / "_state" / part).mkdir(parents=True)
+        (out / "_state" / part / f"{key}.json").write_text(json.dumps(content))
     (out / layout.SUCCESS).write_text("{}")
     return out
 
