@@ -60,10 +60,11 @@ def connect(address: ClusterAddress) -> JobSubmissionClient:
         os.environ.pop("RAY_AUTH_TOKEN", None)
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(address.token_file).expanduser().absolute())
     from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
+
+    from panoptile.jobs.cluster_client import ClusterClient
 
     try:
-        client = JobSubmissionClient(address.url)
+        client = ClusterClient(address.url)
         client.get_version()
     except AuthenticationError as e:
         does = "refuses the token" if _has_token() else "asks for a token"

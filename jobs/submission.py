@@ -64,16 +64,28 @@ def submit(
     client: JobSubmissionClient, prepared: Prepared, *, wheel: str | None, say: Callable[[str], None]
 ) -> Submitted:
     """Hand the job over, or find it there. Raises :class:`JobError`."""
-    base = job_id_of(prepared)
-    job_id, running = _free_id(client, base)
+    spec = prepared.spec
+    with store_errors(spec.out):
+        after = highest_epoch(
+            open_store(spec.out)
+        )  # before the cluster is asked: a run that begins later is this job
+    job_id, running = _free_id(client, job_id_of(prepared))
     if running:
         return Submitted(job_id, attached=True)
-    spec = prepared.spec
     with tempfile.TemporaryDirectory(prefix="panoptile-submit-") as folder:
         pack(spec, Path(folder), wheel=wheel)
         probe(client, prepared, folder, say)
         with store_errors(spec.out):
-            _record(client, spec.out, job_id)  # first: whoever looks at OUT from now on waits for this job
+            _record(
+                client, spec.out, job_id, after
+            )  # first: whoever looks at OUT from now on waits for this job
+        handed_over = _hand_over(client, prepared, folder, job_id)
+    return Submitted(job_id, attached=not handed_over)
+
+
+def _hand_over(client: JobSubmissionClient, prepared: Prepared, folder: str, job_id: str) -> bool:
+    """False where another submit of this job was faster."""
+    try:
         client.submit_job(
             entrypoint=shlex.join(["python", "-m", "panoptile", "segment", JOB_FILE]),
             submission_id=job_id,
@@ -81,17 +93,20 @@ def submit(
             metadata={
                 "panoptile": version("panoptile"),
                 "fingerprint": prepared.fingerprint[:16],
-                "out": spec.out,
+                "out": open_store(prepared.spec.out).root,  # whoever asks for the job is in another folder
             },
         )
-    return Submitted(job_id, attached=False)
+    except RuntimeError:
+        if find_job(client, job_id) is None:
+            raise
+        return False
+    return True
 
 
-def _record(client: JobSubmissionClient, out: str, job_id: str) -> None:
+def _record(client: JobSubmissionClient, out: str, job_id: str, after: int) -> None:
     """Leave in OUT where its job is, and after which run it was handed over. Raises ``OSError`` of the store."""
-    store = open_store(out)
-    record = {"cluster": client.get_address(), "job_id": job_id, "after_epoch": highest_epoch(store)}
-    store.put_bytes(SUBMISSION, json.dumps(record).encode())
+    record = {"cluster": client.get_address(), "job_id": job_id, "after_epoch": after}
+    open_store(out).put_bytes(SUBMISSION, json.dumps(record).encode())
 
 
 def finished_exit(prepared: Prepared) -> Exit | None:

@@ -10,13 +10,12 @@ import typer
 
 from panoptile.jobs import options as opt
 from panoptile.jobs.console import Console
-from panoptile.jobs.exits import Exit, JobError, invalid
+from panoptile.jobs.exits import Exit, invalid
 from panoptile.jobs.job_options import ResolvedJob, with_job_options
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-    from panoptile.jobs.job_status import JobStatus
     from panoptile.jobs.prepare import Prepared
 
 Cluster = Annotated[
@@ -39,11 +38,6 @@ Target = Annotated[
         metavar="OUT|JOB", help="Output folder of the job; or its id on the cluster, with --cluster."
     ),
 ]
-WATCH_SECONDS = 2.0
-SETTLE_SECONDS = 12.0
-"""A run beats every five seconds or oftener."""
-BEGIN_SECONDS = 600.0
-"""After which a submitted job should have begun."""
 
 
 def register(app: typer.Typer) -> None:
@@ -80,6 +74,7 @@ def submit(
     from panoptile.jobs.state import store_errors
     from panoptile.jobs.submission import finished_exit
     from panoptile.jobs.submission import submit as handed_over
+    from panoptile.jobs.watching import watch_job
 
     if job.spec.local:
         raise invalid("--local runs on this machine: leave it out of a job for a cluster.")
@@ -100,7 +95,7 @@ def submit(
         console.data(submitted.job_id, fields)
         return
     console.say(f"job     {submitted.job_id}")
-    code = _watch_job(client, submitted.job_id, job.spec.out, console)
+    code = watch_job(client, submitted.job_id, job.spec.out, console)
     console.data(submitted.job_id, {**fields, "exit": code})
     raise typer.Exit(code)
 
@@ -131,11 +126,12 @@ def status(
     """Say how a job stands, from OUT alone: it works when the cluster is gone."""
     from panoptile.jobs.job_status import exit_of, status_text
     from panoptile.jobs.state import store_errors
+    from panoptile.jobs.watching import settled, watch_out
 
     console = Console(as_json=as_json, quiet=quiet)
     out = _out_of(target, lambda: _client(cluster, auth_token_file, insecure_cluster))
     with store_errors(out):
-        found = _watch_out(out, console) if watch else _settled(out)
+        found = watch_out(out, console) if watch else settled(out)
     console.data(status_text(found), found.to_json())
     if watch:
         raise typer.Exit(exit_of(found))
@@ -175,11 +171,12 @@ def cancel(
     """Stop a job; what is done is kept, and the same command goes on there."""
     from panoptile.jobs.cancellation import request_cancel
     from panoptile.jobs.state import store_errors
+    from panoptile.jobs.watching import settled
 
     console = Console(as_json=as_json)
     out = _out_of(target, lambda: _client(cluster, auth_token_file, insecure_cluster))
     with store_errors(out):
-        found = _settled(out)
+        found = settled(out)
     if found.state != "running":
         console.data(f"{found.out} is not running ({found.state}): nothing was stopped", {"cancelled": False})
         return
@@ -237,6 +234,7 @@ def _events(out: str, *, follow: bool) -> Iterator[dict[str, Any]]:
     from panoptile.jobs.job_status import TERMINAL, look_at
     from panoptile.jobs.lease import Observer
     from panoptile.jobs.state import store_errors
+    from panoptile.jobs.watching import WATCH_SECONDS
     from panoptile.pipeline.store import open_store
 
     # here and not around the printing: a reader that goes away, as head does, is no error of the store
@@ -250,77 +248,3 @@ def _events(out: str, *, follow: bool) -> Iterator[dict[str, Any]]:
             if ended or not follow:
                 return
             time.sleep(WATCH_SECONDS)
-
-
-def _settled(out: str) -> JobStatus:
-    """The status once it is known whether the last run still lives, or cannot be known soon."""
-    import dataclasses
-
-    from panoptile.jobs.job_status import look_at
-    from panoptile.jobs.lease import Observer
-    from panoptile.pipeline.store import open_store
-
-    look_at(out)  # a folder without a job ends here
-    observer = Observer(open_store(out))
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while observer.look().state == "unknown":
-        if time.monotonic() > deadline:
-            found = look_at(out, observer)
-            return dataclasses.replace(found, holder=f"{found.holder}, silent for {SETTLE_SECONDS:.0f} s")
-        time.sleep(0.5)
-    return look_at(out, observer)
-
-
-def _watch_out(out: str, console: Console) -> JobStatus:
-    from panoptile.jobs.job_status import TERMINAL, look_at
-    from panoptile.jobs.lease import Observer
-    from panoptile.pipeline.store import open_store
-
-    look_at(out)
-    observer, said = Observer(open_store(out)), ""
-    until = time.monotonic() + BEGIN_SECONDS
-    while True:
-        found = look_at(out, observer)
-        if found.state == "submitted" and time.monotonic() > until:
-            raise JobError(
-                Exit.UNREACHABLE,
-                f"{found.job_id} was submitted to {found.cluster} but has not begun within {BEGIN_SECONDS:.0f} s: see "
-                f"what the cluster says of it with panoptile list --cluster {found.cluster}.",
-            )
-        line = _progress(found.state, found)
-        if line != said:
-            console.say(line)
-            said = line
-        if found.state in TERMINAL:
-            return found
-        time.sleep(WATCH_SECONDS)
-
-
-def _progress(state: str, found: JobStatus) -> str:
-    """One line; before the plans are written there is nothing to count."""
-    if not found.units:
-        return state
-    return f"{state}  {found.done:,}/{found.units:,} units, {found.failed:,} with failures"
-
-
-def _watch_job(client: JobSubmissionClient, job_id: str, out: str, console: Console) -> int:
-    """Follow a job on the cluster, its progress read from OUT; returns its exit code."""
-    from panoptile.jobs.job_status import look_at
-    from panoptile.jobs.submission import exit_of, last_error
-
-    said = ""
-    while True:
-        info = client.get_job_info(job_id)
-        try:
-            line = _progress(info.status.value.lower(), look_at(out))
-        except JobError:
-            line = info.status.value.lower()  # it has not begun yet
-        if line != said:
-            console.say(line)
-            said = line
-        if info.status.is_terminal():
-            code = exit_of(info)
-            if code not in (int(Exit.DONE), int(Exit.QUARANTINED)):
-                console.error(last_error(client, job_id))
-            return code
-        time.sleep(WATCH_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import json
 import threading
@@ -18,7 +19,7 @@ from tests.jobs.runs import run, write_world
 from tests.pipeline.worlds import make_world
 from typer.testing import CliRunner
 
-from panoptile.jobs import submission
+from panoptile.jobs import submission, watching
 from panoptile.jobs.cli import app
 from panoptile.jobs.cluster import ClusterAddress, asks_for_token, connect
 from panoptile.jobs.cluster_probe import ANSWER, look
@@ -46,6 +47,8 @@ class FakeClient:
     def submit_job(
         self, *, entrypoint: str, submission_id: str, runtime_env: dict[str, str], **_: Any
     ) -> str:
+        if submission_id in self.jobs:
+            raise RuntimeError(f"Request failed with status code 500: {submission_id} already exists.")
         folder = Path(runtime_env["working_dir"])
         self.folders[submission_id] = {p.name: p.read_text() for p in folder.glob("*.yaml")}
         running = self.keep_running and "probe" not in submission_id
@@ -101,6 +104,27 @@ def test_a_second_submit_attaches_to_the_first(prepared: Prepared) -> None:
     assert len(client.jobs) == handed_over
 
 
+def test_of_two_submits_at_once_one_attaches(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both found the id free; Ray takes the first, and the second is told of that job instead of an error."""
+    client: Any = FakeClient([node()], keep_running=True)
+    first = submit(client, prepared, wheel=None, say=say)
+    monkeypatch.setattr(submission, "_free_id", lambda _, base: (base, False))
+    second = submit(client, prepared, wheel=None, say=say)
+    assert (second.job_id, second.attached) == (first.job_id, True)
+
+
+def test_a_job_is_found_from_any_folder(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OUT was given relative to the folder of who submitted; the cluster remembers where that is."""
+    given: dict[str, Any] = {}
+    client: Any = FakeClient([node()])
+    monkeypatch.chdir(Path(prepared.spec.out).parent)
+    here = dataclasses.replace(prepared, spec=dataclasses.replace(prepared.spec, out="out"))
+    take = client.submit_job
+    monkeypatch.setattr(client, "submit_job", lambda **fields: given.update(fields) or take(**fields))
+    submit(client, here, wheel=None, say=say)
+    assert given["metadata"]["out"] == prepared.spec.out
+
+
 def test_a_job_that_has_ended_is_followed_by_the_next(prepared: Prepared) -> None:
     """Ray knows an id once: the job that goes on after a failed one is -r2, then -r3."""
     client: Any = FakeClient([node()])
@@ -111,8 +135,6 @@ def test_a_job_that_has_ended_is_followed_by_the_next(prepared: Prepared) -> Non
 
 def test_the_id_follows_from_job_and_out(prepared: Prepared, tmp_path: Path) -> None:
     """Another OUT or another parameter is another job."""
-    import dataclasses
-
     other = dataclasses.replace(
         prepared, spec=dataclasses.replace(prepared.spec, out=str(tmp_path / "other"))
     )
@@ -156,7 +178,7 @@ def test_a_submitted_job_that_never_begins_is_not_watched_for_ever(
     """Exit 6 after the deadline, and where to look."""
     client: Any = FakeClient([node()])
     submit(client, prepared, wheel=None, say=say)
-    monkeypatch.setattr(cluster_commands, "BEGIN_SECONDS", 0.0)
+    monkeypatch.setattr(watching, "BEGIN_SECONDS", 0.0)
     with pytest.raises(JobError, match="has not begun") as e:
         CliRunner().invoke(app, ["status", prepared.spec.out, "--watch"], catch_exceptions=False)
     assert int(e.value.code) == 6
