@@ -7,7 +7,9 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from panoptile.jobs.cancellation import SUBMISSION
 from panoptile.jobs.exits import Exit, invalid
+from panoptile.jobs.interrupt import TERMINATED_EXIT
 from panoptile.jobs.job_record import read_job
 from panoptile.jobs.lease import Observer, Sight
 from panoptile.jobs.state import read_json
@@ -55,7 +57,7 @@ def look_at(out: str, observer: Observer | None = None) -> JobStatus:
         store = open_store(out)
     except ValueError as e:
         raise invalid(str(e)) from e
-    job, submission = read_job(store), read_json(store, "_state/submission.json") or {}
+    job, submission = read_job(store), read_json(store, SUBMISSION) or {}
     if job is None and not submission:
         raise invalid(f"{store.root} holds no panoptile job: give the folder that -o named.")
     success = read_json(store, layout.SUCCESS)
@@ -66,6 +68,9 @@ def look_at(out: str, observer: Observer | None = None) -> JobStatus:
     finished = success is not None and sight.state != "alive"
     code = _count(success, "exit") if finished and success is not None else ending.exit if ending else None
     waits = success is None and _has_not_begun(submission, sight)
+    stopped = waits and bool(submission.get("stopped"))
+    if stopped:
+        waits, code = False, TERMINATED_EXIT
     job = job or {}
     return JobStatus(
         out=store.root,
@@ -78,7 +83,7 @@ def look_at(out: str, observer: Observer | None = None) -> JobStatus:
         failed=len(tried - done),
         holder=sight.holder,
         exit=None if waits else code,
-        message=ending.message if ending is not None and not finished and not waits else "",
+        message=_message(sight, finished=finished, waits=waits, stopped=stopped),
         cluster=submission.get("cluster"),
         job_id=submission.get("job_id"),
     )
@@ -87,6 +92,12 @@ def look_at(out: str, observer: Observer | None = None) -> JobStatus:
 def _count(fields: dict[str, Any], name: str) -> int:
     number = fields.get(name, 0)
     return number if isinstance(number, int) else 0
+
+
+def _message(sight: Sight, *, finished: bool, waits: bool, stopped: bool) -> str:
+    if stopped:
+        return "stopped on the cluster before it began"
+    return sight.ending.message if sight.ending is not None and not finished and not waits else ""
 
 
 def _has_not_begun(submission: dict[str, Any], sight: Sight) -> bool:
@@ -100,7 +111,7 @@ def _state(lease: str, finished: bool, code: int | None) -> State:
         return "quarantined" if code == Exit.QUARANTINED else "done"
     if lease in ("alive", "unknown"):
         return "running"
-    if lease == "dead" or code in (int(Exit.INTERRUPTED), 143):
+    if lease == "dead" or code in (int(Exit.INTERRUPTED), TERMINATED_EXIT):
         return "interrupted"
     return "planned" if code is None else "failed"
 

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from panoptile.jobs.cancellation import SUBMISSION
 from panoptile.jobs.cluster import find_job
 from panoptile.jobs.cluster_probe import ANSWER
 from panoptile.jobs.code_package import JOB_FILE, pack
@@ -41,8 +42,6 @@ ID_PREFIX = "panoptile-"
 PROBE_SECONDS = 300.0
 LOOKED_AT = 1000
 """Most local inputs that each node is asked for."""
-SUBMISSION = "_state/submission.json"
-"""Which cluster works on OUT, and under which id: how ``cancel OUT`` and ``logs OUT`` find it."""
 
 
 @dataclass(frozen=True, slots=True)

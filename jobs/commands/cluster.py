@@ -168,8 +168,8 @@ def cancel(
     ] = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Stop a job; what is done is kept, and the same command goes on there."""
-    from panoptile.jobs.cancellation import request_cancel
+    """Stop a job, through OUT or, if it has not begun yet, on its cluster; what is done is kept for the next run."""
+    from panoptile.jobs.cancellation import record_stop, request_cancel
     from panoptile.jobs.state import store_errors
     from panoptile.jobs.watching import settled
 
@@ -177,17 +177,20 @@ def cancel(
     out = _out_of(target, lambda: _client(cluster, auth_token_file, insecure_cluster))
     with store_errors(out):
         found = settled(out)
-    if found.state != "running":
+    if found.state not in ("running", "submitted"):
         console.data(f"{found.out} is not running ({found.state}): nothing was stopped", {"cancelled": False})
         return
-    with store_errors(out):
-        request_cancel(found.out)
-    if now:
+    if found.state == "running":
+        with store_errors(out):
+            request_cancel(found.out)
+    if now or found.state == "submitted":
         if found.job_id is None:
             raise invalid(
                 "--now stops a job on a cluster, but this one was not submitted: it ends within 30 s."
             )
         _client(cluster or found.cluster, auth_token_file, insecure_cluster).stop_job(found.job_id)
+        with store_errors(out):
+            record_stop(found.out, found.job_id)
     console.data(f"{found.out} will stop within 30 s; panoptile resume goes on there", {"cancelled": True})
 
 

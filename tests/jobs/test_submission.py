@@ -20,6 +20,7 @@ from tests.pipeline.worlds import make_world
 from typer.testing import CliRunner
 
 from panoptile.jobs import submission, watching
+from panoptile.jobs.cancellation import SUBMISSION
 from panoptile.jobs.cli import app
 from panoptile.jobs.cluster import ClusterAddress, asks_for_token, connect
 from panoptile.jobs.cluster_probe import ANSWER, look
@@ -31,7 +32,7 @@ from panoptile.jobs.job_status import TERMINAL, look_at
 from panoptile.jobs.lease import claim
 from panoptile.jobs.prepare import Prepared, prepare
 from panoptile.jobs.spec import JobSpec
-from panoptile.jobs.submission import SUBMISSION, exit_of, job_id_of, submit
+from panoptile.jobs.submission import exit_of, job_id_of, submit
 from panoptile.pipeline.store import open_store
 
 
@@ -170,6 +171,26 @@ def test_a_job_that_was_handed_over_is_submitted_until_it_begins(prepared: Prepa
     submit(client, prepared, wheel=None, say=say)
     status = look_at(prepared.spec.out)
     assert (status.state, status.exit, status.message) == ("submitted", None, "")
+
+
+def test_a_job_that_has_not_begun_can_be_cancelled(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped on its cluster, OUT says so, nobody waits for it; the next submit begins anew."""
+    client: Any = FakeClient([node()], keep_running=True)
+    stopped: list[str] = []
+    client.stop_job = stopped.append
+    monkeypatch.setattr(cluster_commands, "_client", lambda *_: client)
+    out, first = prepared.spec.out, submit(client, prepared, wheel=None, say=say)
+    cancelled = CliRunner().invoke(app, ["cancel", out, "--json"], catch_exceptions=False)
+    assert json.loads(cancelled.stdout)["cancelled"] is True
+    assert stopped == [first.job_id]
+    watched = CliRunner().invoke(app, ["status", out, "--watch", "--json"], catch_exceptions=False)
+    assert watched.exit_code == 143
+    assert json.loads(watched.stdout)["state"] == "interrupted"
+    client.jobs[first.job_id] = job("STOPPED")
+    submit(client, prepared, wheel=None, say=say)
+    assert look_at(out).state == "submitted"
 
 
 def test_a_submitted_job_that_never_begins_is_not_watched_for_ever(
