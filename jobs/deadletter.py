@@ -10,17 +10,19 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from panoptile.jobs.prepare import Prepared
 from panoptile.jobs.survey import dead_rows
 from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.redaction import redacted
 from panoptile.pipeline.run_result import RunResult
 from panoptile.pipeline.store import Store
+
+if TYPE_CHECKING:
+    from panoptile.jobs.prepare import Prepared
 
 SCHEMA = pa.schema(
     [
@@ -127,7 +129,11 @@ def _earlier_rows(store: Store) -> Iterable[DeadRow]:
 
 def _on_record(store: Store, unit: Unit, tile: int | None, uri: str) -> DeadRow:
     """What the records of failed attempts say; the run that wrote them did not get to its end."""
-    tries = [(at, f) for at, f in _records(store, unit) if tile is None or f.get("item") in (tile, None)]
+    tries = [
+        (at, f)
+        for at, f in attempts_on_record(store, unit.id)
+        if tile is None or f.get("item") in (tile, None)
+    ]
     last = tries[-1][1] if tries else {}
     text = {name: str(last.get(name, "")) for name in ("error_type", "message", "traceback", "worker")}
     return DeadRow(
@@ -142,10 +148,10 @@ def _on_record(store: Store, unit: Unit, tile: int | None, uri: str) -> DeadRow:
     )
 
 
-def _records(store: Store, unit: Unit) -> list[tuple[float, dict[str, Any]]]:
-    """(seconds since 1970, failure) of every failed attempt on record, the oldest first."""
+def attempts_on_record(store: Store, unit: str) -> list[tuple[float, dict[str, Any]]]:
+    """(seconds since 1970, failure) of every failed attempt of a unit, the oldest first. Raises ``OSError``."""
     found = []
-    for data in store.read_all(f"_state/dead/{unit.id}").values():
+    for data in store.read_all(f"_state/dead/{unit}").values():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             record = json.loads(data)
             found += [(float(record["time"]), dict(failure)) for failure in record["failures"]]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from panoptile.jobs.cancellation import SUBMISSION
@@ -12,6 +13,7 @@ from panoptile.jobs.exits import Exit, invalid
 from panoptile.jobs.interrupt import TERMINATED_EXIT
 from panoptile.jobs.job_record import read_job
 from panoptile.jobs.lease import Observer, Sight
+from panoptile.jobs.left_out import LeftOut, failing, left_out_lines, left_out_of
 from panoptile.jobs.state import read_json
 from panoptile.pipeline import layout
 from panoptile.pipeline.store import Store, open_store
@@ -43,9 +45,12 @@ class JobStatus:
     """The error that it ended with."""
     cluster: str | None
     job_id: str | None
+    left_out: LeftOut
+    """Inputs, units and tiles that are missing from the result, once it has ended."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "left_out"}
+        return fields | self.left_out.to_json()
 
 
 def look_at(out: str, observer: Observer | None = None) -> JobStatus:
@@ -62,30 +67,25 @@ def look_at(out: str, observer: Observer | None = None) -> JobStatus:
         raise invalid(f"{store.root} holds no panoptile job: give the folder that -o named.")
     success = read_json(store, layout.SUCCESS)
     sight = (observer or Observer(store)).look()
+    state, code, message = _standing(submission, sight, success)
     done, totals = _committed(store), read_json(store, TOTALS) or {}
-    tried = {s.key.split("/")[2] for s in store.walk("_state/dead")}
-    ending = sight.ending
-    finished = success is not None and sight.state != "alive"
-    code = _count(success, "exit") if finished and success is not None else ending.exit if ending else None
-    waits = success is None and _has_not_begun(submission, sight)
-    stopped = waits and bool(submission.get("stopped"))
-    if stopped:
-        waits, code = False, TERMINATED_EXIT
+    failed = {s.key.split("/")[2] for s in store.walk("_state/dead")} - done
     job = job or {}
     return JobStatus(
         out=store.root,
-        state="submitted" if waits else _state(sight.state, finished, code),
+        state=state,
         fingerprint=str(job.get("fingerprint", "")),
         model=str(job.get("model", {}).get("description", "")),
         inputs=len(job.get("inputs", ())),
         units=_count(totals, "units"),
         done=max(0, len(done) - _count(totals, "others")),
-        failed=len(tried - done),
+        failed=len(failed),
         holder=sight.holder,
-        exit=None if waits else code,
-        message=_message(sight, finished=finished, waits=waits, stopped=stopped),
+        exit=code,
+        message=message,
         cluster=submission.get("cluster"),
         job_id=submission.get("job_id"),
+        left_out=_left_out(store, state, sorted(failed)),
     )
 
 
@@ -94,10 +94,27 @@ def _count(fields: dict[str, Any], name: str) -> int:
     return number if isinstance(number, int) else 0
 
 
-def _message(sight: Sight, *, finished: bool, waits: bool, stopped: bool) -> str:
-    if stopped:
-        return "stopped on the cluster before it began"
-    return sight.ending.message if sight.ending is not None and not finished and not waits else ""
+def _standing(
+    submission: dict[str, Any], sight: Sight, success: dict[str, Any] | None
+) -> tuple[State, int | None, str]:
+    """(state, exit code once it has ended, the error that it ended with)."""
+    if success is None and _has_not_begun(submission, sight):
+        if submission.get("stopped"):
+            return "interrupted", TERMINATED_EXIT, "stopped on the cluster before it began"
+        return "submitted", None, ""
+    ending = sight.ending
+    if success is not None and sight.state != "alive":
+        code = _count(success, "exit")
+        return "quarantined" if code == Exit.QUARANTINED else "done", code, ""
+    ended = None if ending is None else ending.exit
+    return _state(sight.state, ended), ended, "" if ending is None else ending.message
+
+
+def _left_out(store: Store, state: State, failed: Sequence[str]) -> LeftOut:
+    """Named once nothing changes any more: who watches looks every few seconds."""
+    if state == "quarantined":
+        return left_out_of(store)
+    return failing(store, failed) if state == "failed" else LeftOut()
 
 
 def _has_not_begun(submission: dict[str, Any], sight: Sight) -> bool:
@@ -106,9 +123,7 @@ def _has_not_begun(submission: dict[str, Any], sight: Sight) -> bool:
     return isinstance(after, int) and sight.epoch <= after and sight.state in ("free", "dead")
 
 
-def _state(lease: str, finished: bool, code: int | None) -> State:
-    if finished:
-        return "quarantined" if code == Exit.QUARANTINED else "done"
+def _state(lease: str, code: int | None) -> State:
     if lease in ("alive", "unknown"):
         return "running"
     if lease == "dead" or code in (int(Exit.INTERRUPTED), TERMINATED_EXIT):
@@ -149,7 +164,7 @@ def status_text(status: JobStatus) -> str:
     if status.message:
         label = "error" if status.state == "failed" else "ended"  # a job that was told to end is in no error
         lines.append(f"  {label:<10} {status.message}")
-    return "\n".join(lines)
+    return "\n".join(lines + left_out_lines(status.left_out))
 
 
 def exit_of(status: JobStatus) -> int:

@@ -25,6 +25,7 @@ from panoptile.jobs.input_content import ContentHashes
 from panoptile.jobs.interrupt import TERMINATED_EXIT, Terminated
 from panoptile.jobs.job_status import write_totals
 from panoptile.jobs.lease import Lease
+from panoptile.jobs.left_out import log_given_up, log_skipped
 from panoptile.jobs.metrics import job_metrics
 from panoptile.jobs.open_units_run import OpenUnitsRun
 from panoptile.jobs.prepare import Prepared
@@ -123,6 +124,7 @@ class LeasedRun:
                 f"resume  {prepared.units - len(todo)} of {prepared.units} units are done already"
             )
         self._events.add("start", units=len(todo), of=prepared.units, inputs=len(prepared.plans))
+        log_skipped(self._events, prepared.skipped)
         store.delete(layout.SUCCESS)
         result, rss = self._segment(todo)
         inputs = self._publish()
@@ -203,6 +205,7 @@ class LeasedRun:
         if code is Exit.QUARANTINED:
             rows = rows_of_run(store, prepared, result, missing, failed)
             store.put_bytes(layout.DEADLETTER, dead_letter(rows))
+            log_given_up(self._events, rows)
         else:
             store.delete(layout.DEADLETTER)  # of an earlier run whose failures are healed
         self._log.exit = int(code)

@@ -33,7 +33,9 @@ def read_json(store: Store, key: str) -> dict[str, Any] | None:
 def parquet_rows(data: bytes) -> list[dict[str, Any]] | None:
     """The rows of a Parquet file; None where the bytes are none, or damaged."""
     try:
-        rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(data)).to_pylist()
+        # Arrow's threads, begun for a small file, can still be starting when the process ends: it aborts then
+        with pq.ParquetFile(io.BytesIO(data)) as file:
+            rows: list[dict[str, Any]] = file.read(use_threads=False).to_pylist()
     except (pa.ArrowException, OSError, ValueError):  # a damaged footer, page or string each raise their own
         return None
     return rows
