@@ -14,7 +14,15 @@ from panoptile.jobs.survey import survey
 from panoptile.pipeline.any_plan import AnyPlan, plan_from_json
 from panoptile.pipeline.fault_points import reach
 from panoptile.pipeline.redaction import redacted_json
-from panoptile.pipeline.store import Store
+from panoptile.pipeline.store import Store, open_store
+
+
+def holds_job(out: str) -> bool:
+    """Whether OUT has a job that can grow. Raises ``OSError`` of the store."""
+    try:
+        return read_job(open_store(out)) is not None
+    except ValueError:
+        return False  # what is wrong with OUT is said when it is checked
 
 
 def kept_plans(store: Store, fingerprint: str, named: Collection[str]) -> tuple[list[AnyPlan], int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from panoptile.jobs.exits import invalid
+from panoptile.jobs.incremental import holds_job, kept_plans
 from panoptile.jobs.job_record import check_same_job, is_unstarted
 from panoptile.jobs.models import ResolvedModel, resolve_model
 from panoptile.jobs.spec import JobSpec
@@ -105,7 +106,8 @@ def prepare(spec: JobSpec, *, any_job: bool = False) -> Prepared:
     ``any_job``: the output folder may hold another job; who asks only wants to know what would be run.
     """
     try:
-        rasters, videos = split_sources(spec)
+        grows = spec.incremental and holds_job(spec.out)
+        rasters, videos = split_sources(spec, may_be_empty=grows)
     except InputError as e:
         raise invalid(str(e)) from e
     except StoreUnreachable as e:
@@ -125,6 +127,8 @@ def prepare(spec: JobSpec, *, any_job: bool = False) -> Prepared:
         check_output(spec.out, job, spec, model.sha256, uris)
     notes = _notes(spec, plans, skipped)
     if spec.incremental:
+        if not uris:
+            notes.append("nothing lies in the sources today: what was finished stays as it is.")
         kept, lost = _kept(spec.out, job, plans)
         plans, uris = (*plans, *kept), [*uris, *(plan.uri for plan in kept)]
         if lost:
@@ -136,8 +140,6 @@ def prepare(spec: JobSpec, *, any_job: bool = False) -> Prepared:
 
 def _kept(out: str, job: str, plans: Sequence[AnyPlan]) -> tuple[list[AnyPlan], int]:
     """Finished inputs in OUT that the sources do not name any more; see ``incremental``."""
-    from panoptile.jobs.incremental import kept_plans
-
     try:
         return kept_plans(open_store(out), job, {plan.key for plan in plans})
     except OSError as e:

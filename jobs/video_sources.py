@@ -35,8 +35,11 @@ _NEGATED = ("raster", "vector")
 """Options that are on by default: a user who asks something of one has written ``--no-…``."""
 
 
-def split_sources(spec: JobSpec) -> tuple[list[str], list[str]]:
-    """(rasters, videos) that the sources name. Raises InputError, and ``JobError`` for options without effect."""
+def split_sources(spec: JobSpec, *, may_be_empty: bool = False) -> tuple[list[str], list[str]]:
+    """(rasters, videos) that the sources name. Raises InputError, and ``JobError`` for options without effect.
+
+    ``may_be_empty``: a folder or pattern that names nothing today is no error.
+    """
     named = {
         "raster": (spec.sources, ()),
         "video": ((), spec.sources),
@@ -45,9 +48,9 @@ def split_sources(spec: JobSpec) -> tuple[list[str], list[str]]:
             tuple(s for s in spec.sources if _names_videos(s)),
         ),
     }[spec.kind]
-    rasters = _rasters(named[0], spec.kind) if named[0] else []
-    videos = find_videos(named[1]) if named[1] else []
-    _refuse_idle_options(spec, rasters, videos)
+    rasters = _rasters(named[0], spec.kind, may_be_empty) if named[0] else []
+    videos = find_videos(named[1], may_be_empty=may_be_empty) if named[1] else []
+    _refuse_idle_options(spec, rasters or named[0], videos or named[1])
     return rasters, videos
 
 
@@ -72,9 +75,9 @@ def _names_videos(source: str) -> bool:
     return source.lower().endswith(VIDEO_ENDINGS)
 
 
-def _rasters(sources: Sequence[str], kind: str) -> list[str]:
+def _rasters(sources: Sequence[str], kind: str, may_be_empty: bool) -> list[str]:
     try:
-        return find_inputs(sources)
+        return find_inputs(sources, may_be_empty=may_be_empty)
     except InputError as e:
         if kind == "auto" and "holds no raster" in str(e):
             raise InputError(f"{e} For a folder of videos or of numbered frames add --as video.") from e

@@ -26,27 +26,37 @@ class InputError(ValueError):
     """The input cannot be used: one sentence of what, where, and what to do. Exit code 2."""
 
 
-def find_inputs(sources: Sequence[str]) -> list[str]:
+class NothingThere(InputError):
+    """A folder without inputs, or a pattern without match: at other times something may lie there."""
+
+
+def find_inputs(sources: Sequence[str], *, may_be_empty: bool = False) -> list[str]:
     """Absolute paths and URIs of the rasters that ``sources`` name, in the order named, each file once.
 
     A source is a file, a glob (``**`` descends), a directory (its rasters, sorted by name, without
     sub-directories), a ``file://`` URL, or an object, glob or folder in an object store. Two names of one file (a
     link, a relative path) count as one, the first. Raises InputError for a missing file, a directory without rasters
     and a glob without match, and StoreUnreachable for an object store that cannot be listed.
+
+    ``may_be_empty``: folders without rasters and globs without match contribute nothing, and the list may be empty.
     """
     found: dict[str, str] = {}
     for source in sources:
-        if remote_object.is_remote(source):
-            found.update((uri, uri) for uri in _expand_remote(source) if uri not in found)
-            continue
-        for path in _expand(source):
-            found.setdefault(os.path.realpath(path), path)
+        remote = remote_object.is_remote(source)
+        try:
+            paths = _expand_remote(source) if remote else _expand(source)
+        except NothingThere:
+            if may_be_empty:
+                continue
+            raise
+        for path in paths:
+            found.setdefault(path if remote else os.path.realpath(path), path)
     for path in found.values():
         if not path.isprintable() and not _is_text(path):
             raise InputError(
                 f"{shown(path)} has a name that is not UTF-8, which tables cannot hold: rename the file."
             )
-    if not found:
+    if not found and not may_be_empty:
         raise InputError("No input was named: give at least one raster, directory or glob.")
     return list(found.values())
 
@@ -89,7 +99,9 @@ def _expand(source: str) -> list[str]:
     if glob.has_magic(path):
         matches = sorted(m for m in glob.glob(path, recursive=True) if os.path.isfile(m))
         if not matches:
-            raise InputError(f"No file matches {shown(path)}: check the pattern, and quote it in the shell.")
+            raise NothingThere(
+                f"No file matches {shown(path)}: check the pattern, and quote it in the shell."
+            )
         return [os.path.abspath(m) for m in matches]
     raise InputError(f"{shown(path)} does not exist: check the path.")
 
@@ -123,7 +135,7 @@ def _expand_remote(source: str) -> list[str]:
         if glob.has_magic(uri):
             matches = remote_object.objects_like(uri)
             if not matches:
-                raise InputError(
+                raise NothingThere(
                     f"No object matches {shown(uri)}: check the pattern, and quote it in the shell."
                 )
             return matches
@@ -133,7 +145,7 @@ def _expand_remote(source: str) -> list[str]:
     except ValueError as e:
         raise InputError(shown(str(e))) from e
     if not inside:
-        raise InputError(
+        raise NothingThere(
             f"{shown(uri)} is neither an object nor a folder with rasters ({' '.join(RASTER_ENDINGS)}): check the name."
         )
     return inside
@@ -156,7 +168,7 @@ def _directory_rasters(directory: str) -> list[str]:
     rasters = [os.path.abspath(os.path.join(directory, name)) for name in names if _is_raster_name(name)]
     files = [path for path in rasters if os.path.isfile(path)]
     if not files:
-        raise InputError(
+        raise NothingThere(
             f"{shown(directory)} holds no raster: looked for {' '.join(RASTER_ENDINGS)}, not in sub-directories."
         )
     return files

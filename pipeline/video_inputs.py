@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from panoptile.pipeline.image_sequence import folder_tag, index_images, is_image_sequence, natural_order
-from panoptile.pipeline.inputs import InputError, shown
+from panoptile.pipeline.inputs import InputError, NothingThere, shown
 from panoptile.pipeline.remote_object import Version, tag_of, version_of
 from panoptile.pipeline.remote_uri import checked_uri, local_path_of, scheme_of
 from panoptile.pipeline.store_retry import Backoff, ShortRead, retried
@@ -33,18 +33,26 @@ MAX_COPY_BYTES = 64 << 30
 PIECE_BYTES = 8 << 20
 
 
-def find_videos(sources: Sequence[str]) -> list[str]:
+def find_videos(sources: Sequence[str], *, may_be_empty: bool = False) -> list[str]:
     """Absolute paths and URIs of the videos that ``sources`` name, in the order named, each once.
 
     A source is a file, a glob, a directory of videos (in natural order, without sub-directories), a directory of
     numbered images (which is one video), a ``file://`` URL, or an object, glob or folder in an object store (of
     videos: not of images). Raises InputError where nothing is there, and for a directory that holds both.
+
+    ``may_be_empty``: folders without videos and globs without match contribute nothing, and the list may be empty.
     """
     found: dict[str, str] = {}
     for source in sources:
-        for uri in _remote(source) if _is_remote(source) else _local(source):
+        try:
+            uris = _remote(source) if _is_remote(source) else _local(source)
+        except NothingThere:
+            if may_be_empty:
+                continue
+            raise
+        for uri in uris:
             found.setdefault(uri if _is_remote(uri) else os.path.realpath(uri), uri)
-    if not found:
+    if not found and not may_be_empty:
         raise InputError("No input was named: give at least one video, directory or glob.")
     return list(found.values())
 
@@ -170,7 +178,7 @@ def _local(source: str) -> list[str]:
         matches = sorted(glob.glob(str(path), recursive=True), key=natural_order)
         files = [os.path.abspath(m) for m in matches if os.path.isfile(m)]
         if not files:
-            raise InputError(
+            raise NothingThere(
                 f"No file matches {shown(source)}: check the pattern, and quote it in the shell."
             )
         return files
@@ -186,7 +194,7 @@ def _directory(directory: str) -> list[str]:
             f"{shown(directory)} holds videos and images: name the files, or move one kind away."
         )
     if not videos and not images:
-        raise InputError(
+        raise NothingThere(
             f"{shown(directory)} holds no video and no image: looked for {' '.join(VIDEO_ENDINGS)} and numbered "
             "images, not in sub-directories."
         )
@@ -205,14 +213,16 @@ def _remote(source: str) -> list[str]:
     if glob.has_magic(place):
         matches = named(retried(lambda: fs.glob(place), "list", uri, Backoff()))
         if not matches:
-            raise InputError(f"No object matches {shown(uri)}: check the pattern, and quote it in the shell.")
+            raise NothingThere(
+                f"No object matches {shown(uri)}: check the pattern, and quote it in the shell."
+            )
         return matches
     if retried(lambda: fs.isfile(place), "read", uri, Backoff()):
         return [uri]
     entries = retried(lambda: fs.ls(place, detail=False) if fs.isdir(place) else [], "list", uri, Backoff())
     videos = [p for p in entries if _is_video(os.path.basename(p.rstrip("/")))]
     if not videos:
-        raise InputError(
+        raise NothingThere(
             f"{shown(uri)} is no object and no folder of videos: check it (numbered images must be local)."
         )
     return named(videos)

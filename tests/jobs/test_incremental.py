@@ -129,6 +129,25 @@ def test_a_touched_sheet_is_not(nights: Nights) -> None:
     assert nights.run().already_done
 
 
+def test_a_night_without_anything_new_is_no_failure(nights: Nights) -> None:
+    """The inbox was archived and nothing came: exit 0 and a note, the result stays; a wrong path is still an error."""
+    with pytest.raises(JobError, match="holds no raster"):  # nothing was ever done here
+        prepare(nights.spec())
+    nights.add("a.tif")
+    nights.run()
+    before = published(nights.out)
+    (nights.sheets / "a.tif").unlink()
+    assert any("nothing lies in the sources" in note for note in prepare(nights.spec()).notes)
+    assert nights.run().already_done
+    assert published(nights.out) == before
+    nights.add("b.tif")
+    nights.run()
+    assert len(list(nights.out.glob("rasters/*"))) == 2
+    shutil.rmtree(nights.sheets)
+    with pytest.raises(JobError, match="does not exist"):
+        prepare(nights.spec())
+
+
 def test_without_the_option_other_sources_are_refused(nights: Nights) -> None:
     """Exit 5, and the option is named."""
     nights.add("a.tif")
