@@ -38,7 +38,7 @@ def export_to(
     tile: int | None = None,
     say: Say = lambda message: None,
 ) -> list[str]:
-    """Write OUT in another format; returns what was written. Raises :class:`JobError` (exit 2).
+    """Write OUT in another format; returns what was written. Raises :class:`JobError`.
 
     ``tile`` is the side of the images of formats that hold images; ``say`` is told what is left out.
     """
@@ -78,7 +78,7 @@ def export_to(
             return export_images(out, IMAGE_FORMATS[to], target, classes, tile, say)
         if to in VIDEO_FORMATS:
             return export_videos(out, to, target, classes, say)
-        return export_vector(store, to, target, classes)
+        return export_vector(store, to, target, classes, say)
 
 
 def _check_classes(store: Store, names: tuple[str, ...]) -> None:

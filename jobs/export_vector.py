@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from panoptile.jobs.exits import invalid
+from panoptile.jobs.exits import Exit, JobError, invalid
 from panoptile.pipeline.store import Store
 
 COLUMNS = {
@@ -35,6 +36,8 @@ COLUMNS = {
     "source_uri": pa.string(),
 }
 """What a map needs of a segment; the run-length codes stay in the GeoParquet."""
+SCHEMA = pa.schema([*COLUMNS.items(), ("geometry", pa.binary())])
+_LAYER_OPTIONS = {"GeoJSON": {"RFC7946": "YES", "COORDINATE_PRECISION": "9"}}
 TILE_EXTENT = 4096
 """Steps along a vector tile's side."""
 WORLD_M = 40_075_016.69
@@ -49,20 +52,25 @@ class VectorFormat:
     suffix: str
     geographic: bool = False
     """Needs coordinates that GDAL can bring to longitude and latitude, or web Mercator."""
+    empty: bool = True
+    """Can hold no features at all."""
 
 
 VECTOR_FORMATS = {
     "geojson": VectorFormat("GeoJSON", ".geojson", geographic=True),
     "flatgeobuf": VectorFormat("FlatGeobuf", ".fgb"),
     "gpkg": VectorFormat("GPKG", ".gpkg"),
-    "pmtiles": VectorFormat("PMTiles", ".pmtiles", geographic=True),
+    "pmtiles": VectorFormat("PMTiles", ".pmtiles", geographic=True, empty=False),
 }
 
 
-def export_vector(store: Store, to: str, output: Path, classes: tuple[str, ...]) -> list[str]:
-    """Write the segments of every raster; returns the files. Raises :class:`JobError` (exit 2).
+def export_vector(
+    store: Store, to: str, output: Path, classes: tuple[str, ...], say: Callable[[str], None]
+) -> list[str]:
+    """Write the segments of every raster; returns the files. Raises :class:`JobError`: exit 2, or 4 where GDAL fails.
 
-    ``output`` is a file where there is one raster, else a folder with one file per raster.
+    ``output`` is a file where there is one raster, else a folder with one file per raster. ``say`` is told of rasters
+    that are left out, and of those whose coordinates are pixels.
     """
     chosen = VECTOR_FORMATS[to]
     keys = [k for k in store.keys("segments") if k.endswith(".parquet")]
@@ -79,8 +87,14 @@ def export_vector(store: Store, to: str, output: Path, classes: tuple[str, ...])
         for key, target in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             scratch = target.with_name(f".{target.stem}.part{chosen.suffix}")
+            layer = _Layer(store.local_copy(key, Path(folder)), chosen, classes)
             try:
-                _write(store.local_copy(key, Path(folder)), scratch, chosen, classes)
+                if not chosen.empty and layer.is_empty():
+                    say(
+                        f"{target.stem} has no such segments: left out, because {chosen.driver} holds no empty layer"
+                    )
+                    continue
+                layer.write(scratch, say)
                 scratch.rename(target)
             finally:
                 scratch.unlink(missing_ok=True)
@@ -98,40 +112,66 @@ def _targets(keys: list[str], output: Path, chosen: VectorFormat) -> dict[str, P
     return {key: output / (Path(key).stem + chosen.suffix) for key in keys}
 
 
-def _write(path: Path, target: Path, chosen: VectorFormat, classes: tuple[str, ...]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The segments of one raster, as one format is to hold them."""
+
+    path: Path
+    chosen: VectorFormat
+    classes: tuple[str, ...]
+
+    def is_empty(self) -> bool:
+        with pq.ParquetFile(self.path) as file:
+            return not any(batch.num_rows for batch in _batches(file, self.classes))
+
+    def write(self, target: Path, say: Callable[[str], None]) -> None:
+        pyogrio = _pyogrio()
+        with pq.ParquetFile(self.path) as file, warnings.catch_warnings():
+            crs = self._crs(file)
+            if crs is None:
+                say(f"{self.path.stem} has no CRS: its coordinates are pixels")
+                warnings.simplefilter("ignore", UserWarning)  # pyogrio's own word for the same
+            try:
+                pyogrio.write_arrow(
+                    pa.RecordBatchReader.from_batches(SCHEMA, _batches(file, self.classes)),
+                    str(target),
+                    layer="segments",
+                    driver=self.chosen.driver,
+                    geometry_name="geometry",
+                    geometry_type="Unknown",
+                    crs=crs,
+                    dataset_options=_zooms(file) if self.chosen.driver == "PMTiles" else None,
+                    layer_options=_LAYER_OPTIONS.get(self.chosen.driver),
+                )
+            except pyogrio.errors.DataSourceError as e:
+                raise JobError(
+                    Exit.FAILED, f"GDAL cannot write {target.parent / self.path.stem}: {e}."
+                ) from e
+
+    def _crs(self, file: pq.ParquetFile) -> str | None:
+        crs = _crs(file)
+        if crs is None and self.chosen.geographic:
+            raise invalid(
+                f"{self.path.name} has no CRS, which {self.chosen.driver} needs: export gpkg or flatgeobuf, which keep "
+                "pixels."
+            )
+        return crs
+
+
+def _pyogrio() -> Any:
     try:
         import pyogrio
     except ImportError as e:
         raise invalid("Exports for maps need pyogrio: pip install 'panoptile[export]'.") from e
-    with pq.ParquetFile(path) as file:
-        crs = _crs(file)
-        if crs is None and chosen.geographic:
-            raise invalid(
-                f"{path.name} has no CRS, which {chosen.driver} needs: export gpkg or flatgeobuf, which keep pixels."
-            )
-        schema = pa.schema([*COLUMNS.items(), ("geometry", pa.binary())])
-        reader = pa.RecordBatchReader.from_batches(schema, _batches(file, schema, classes))
-        pyogrio.write_arrow(
-            reader,
-            str(target),
-            layer="segments",
-            driver=chosen.driver,
-            geometry_name="geometry",
-            geometry_type="Unknown",
-            crs=crs,
-            dataset_options=_zooms(file) if chosen.driver == "PMTiles" else None,
-            layer_options={"RFC7946": "YES", "COORDINATE_PRECISION": "9"}
-            if chosen.driver == "GeoJSON"
-            else None,
-        )
+    return pyogrio
 
 
-def _batches(file: pq.ParquetFile, schema: pa.Schema, classes: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+def _batches(file: pq.ParquetFile, classes: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     wanted = pa.array(classes, pa.string())
     for batch in file.iter_batches(batch_size=20_000, columns=[*COLUMNS, "geometry"]):
         if classes:
             batch = batch.filter(pc.is_in(batch.column("class_name"), wanted))
-        yield pa.RecordBatch.from_arrays([batch.column(f.name).cast(f.type) for f in schema], schema=schema)
+        yield pa.RecordBatch.from_arrays([batch.column(f.name).cast(f.type) for f in SCHEMA], schema=SCHEMA)
 
 
 def _geo(file: pq.ParquetFile) -> dict[str, Any]:

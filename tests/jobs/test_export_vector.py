@@ -89,8 +89,49 @@ def test_bad_input_is_one_sentence(out: Path, tmp_path: Path) -> None:
     assert (tmp_path / "x.gpkg").read_text() == "mine"
 
 
+def emptied(out: Path, copy: Path) -> Path:
+    """The same run, with a second raster in which nothing was found."""
+    import shutil
+
+    shutil.copytree(out, copy)
+    [path] = (copy / "segments").glob("*.parquet")
+    pq.write_table(pq.read_table(path).slice(0, 0), path.with_name("bare-0123456789.parquet"))
+    return copy
+
+
+@pytest.mark.parametrize("to", ["gpkg", "flatgeobuf", "geojson", "pmtiles"])
+def test_nothing_found_is_no_error(out: Path, tmp_path: Path, to: str) -> None:
+    """An empty layer that GDAL reads; PMTiles knows none: the raster is left out, which is said, the others are not."""
+    told: list[str] = []
+    files = export_to(str(emptied(out, tmp_path / "out")), to, str(tmp_path / "layers"), (), say=told.append)
+    counts = {Path(f).stem: pyogrio.read_info(f, force_feature_count=True)["features"] for f in files}
+    assert max(counts.values()) > 0
+    if to == "pmtiles":
+        assert len(counts) == 1
+        assert "bare-0123456789" in told[0]
+    else:
+        assert counts["bare-0123456789"] == 0
+    assert not list((tmp_path / "layers").glob(".*"))
+
+
+def test_what_gdal_cannot_write_is_one_sentence(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, or whatever else GDAL says: exit 4, no traceback, no half a file."""
+
+    def full(*_: object, **__: object) -> None:
+        raise pyogrio.errors.DataSourceError("No space left on device")
+
+    monkeypatch.setattr(pyogrio, "write_arrow", full)
+    with pytest.raises(JobError, match="No space left") as e:
+        export_to(str(out), "gpkg", str(tmp_path / "x.gpkg"), ())
+    assert int(e.value.code) == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("error")
 def test_a_raster_without_a_crs_keeps_its_pixels(out: Path, tmp_path: Path) -> None:
-    """GeoPackage takes it; GeoJSON and PMTiles are refused, because they mean places on Earth."""
+    """GeoPackage takes it, which is said; GeoJSON and PMTiles are refused, because they mean places on Earth."""
     import json
     import shutil
 
@@ -101,7 +142,9 @@ def test_a_raster_without_a_crs_keeps_its_pixels(out: Path, tmp_path: Path) -> N
     geo = json.loads(table.schema.metadata[b"geo"])
     geo["columns"]["geometry"]["crs"] = None
     pq.write_table(table.replace_schema_metadata({b"geo": json.dumps(geo).encode()}), path)
-    export_to(str(copy), "gpkg", str(tmp_path / "x.gpkg"), ())
+    told: list[str] = []
+    export_to(str(copy), "gpkg", str(tmp_path / "x.gpkg"), (), say=told.append)
+    assert "coordinates are pixels" in told[0]
     assert len(geopandas.read_file(tmp_path / "x.gpkg")) == len(table)
     with pytest.raises(JobError, match="no CRS"):
         export_to(str(copy), "pmtiles", str(tmp_path / "x.pmtiles"), ())
