@@ -8,10 +8,13 @@ of its own, as RayCronJob has none).
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shlex
 import shutil
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -23,6 +26,15 @@ from panoptile.jobs.spec import JobSpec
 
 Target = Literal["crontab", "k8s", "raycronjob", "airflow"]
 TARGETS: tuple[Target, ...] = ("crontab", "k8s", "raycronjob", "airflow")
+POD = ("gpus", "cpus", "memory")
+_KUBERNETES = frozenset({"image", "namespace", "secret", "claim", *POD, "deadline"})
+USED_BY: dict[Target, frozenset[str]] = {
+    "crontab": frozenset(),
+    "airflow": frozenset({"deadline"}),
+    "k8s": _KUBERNETES,
+    "raycronjob": _KUBERNETES,
+}
+"""What each scheduler's manifest takes of a :class:`Schedule`, besides job, time and name."""
 _MOUNT = "/etc/panoptile"
 _URI = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -51,20 +63,22 @@ class Schedule:
     """Seconds after which Kubernetes ends a run; the next one goes on where it stopped."""
 
     def __post_init__(self) -> None:
-        check_cron(self.cron)
+        object.__setattr__(
+            self, "cron", check_cron(self.cron)
+        )  # a line break among its blanks would end the line
         if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?", self.name):
             raise invalid(f"--name wants lower-case letters, digits and '-' (at most 52), got {self.name!r}.")
         if self.timezone is not None:
             _check_timezone(self.timezone)
         for option, value, low in (
-            ("--gpus", self.gpus, 0),
-            ("--cpus", self.cpus, 1),
+            ("--pod-gpus", self.gpus, 0),
+            ("--pod-cpus", self.cpus, 1),
             ("--deadline", self.deadline, 60),
         ):
             if value < low:
                 raise invalid(f"{option} must be at least {low}, got {value}.")
         if not re.fullmatch(r"[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?", self.memory):
-            raise invalid(f"--memory wants a quantity such as 16Gi, got {self.memory!r}.")
+            raise invalid(f"--pod-memory wants a quantity such as 16Gi, got {self.memory!r}.")
 
 
 def render(schedule: Schedule, target: Target) -> str:
@@ -74,6 +88,10 @@ def render(schedule: Schedule, target: Target) -> str:
     if target == "airflow":
         return _airflow(schedule)
     _check_cluster_job(schedule)
+    if target == "raycronjob" and schedule.spec.local:
+        raise invalid(
+            "--local runs on one machine, and a RayCronJob is a cluster: leave it out, or use --as k8s."
+        )
     manifest = _cron_job(schedule) if target == "k8s" else _ray_cron_job(schedule)
     return "---\n".join(yaml.safe_dump(d, sort_keys=False) for d in (_config_map(schedule), manifest))
 
@@ -90,15 +108,21 @@ def command(executable: str, schedule: Schedule, job_file: str | None) -> list[s
 
 
 def _crontab(schedule: Schedule) -> str:
-    """Two lines for ``crontab -``. A percent sign would end the command there: it is escaped."""
-    words = command(shutil.which("panoptile") or "panoptile", schedule, None)
-    line = shlex.join(words).replace("%", r"\%")
+    """Lines for a crontab. A percent sign would end the command there: it is escaped."""
+    line = shlex.join(command(_executable(), schedule, None)).replace("%", r"\%")
     if "\n" in line:
-        raise invalid(
-            "A crontab holds no line breaks: write the job into a file with --save, and schedule that."
-        )
-    zone = f"CRON_TZ={schedule.timezone}\n" if schedule.timezone else ""
+        raise invalid("A source or path contains a line break, which a crontab cannot hold: rename it.")
+    zone = f"{_ZONE_NOTE}CRON_TZ={schedule.timezone}\n" if schedule.timezone else ""
     return f"# {schedule.name}: new and changed inputs only; a run that is still going is left alone\n{zone}{schedule.cron} {line}\n"
+
+
+_ZONE_NOTE = "# CRON_TZ holds for all lines below it, too: put these last; cronie knows it, Debian's and Ubuntu's cron does not\n"
+
+
+def _executable() -> str:
+    """The installation that is running: cron's own PATH holds no virtual environment."""
+    beside = Path(sys.executable).with_name("panoptile")
+    return str(beside) if os.access(beside, os.X_OK) else shutil.which("panoptile") or "panoptile"
 
 
 def _arguments(spec: JobSpec) -> list[str]:
@@ -164,7 +188,9 @@ def _airflow(schedule: Schedule) -> str:
         raise invalid(
             "A source or path contains 'endraw', which Airflow's templates would take for their own."
         )
-    zone = "datetime.UTC" if schedule.timezone is None else f"zoneinfo.ZoneInfo({schedule.timezone!r})"
+    zone = (
+        "datetime.timezone.utc" if schedule.timezone is None else f"zoneinfo.ZoneInfo({schedule.timezone!r})"
+    )
     text = _DAG.format(
         name=schedule.name,
         cron=schedule.cron,
@@ -225,7 +251,7 @@ def _ray_cron_job(schedule: Schedule) -> dict[str, Any]:
             }
         ],
     }
-    words = [*command("panoptile", schedule, f"{_MOUNT}/job.yaml"), "--workers", str(max(1, schedule.gpus))]
+    words = [*command("panoptile", schedule, f"{_MOUNT}/job.yaml"), "--workers", str(_workers(schedule))]
     spec: dict[str, Any] = {
         "schedule": schedule.cron,
         "jobTemplate": {
@@ -242,6 +268,11 @@ def _ray_cron_job(schedule: Schedule) -> dict[str, Any]:
     if schedule.timezone:
         spec["timeZone"] = schedule.timezone
     return {"apiVersion": "ray.io/v1", "kind": "RayCronJob", "metadata": _metadata(schedule), "spec": spec}
+
+
+def _workers(schedule: Schedule) -> int:
+    """Replicas of a Ray cluster: the job's own number, else one for each GPU worker."""
+    return max(1, schedule.gpus) if schedule.spec.workers is None else schedule.spec.workers
 
 
 def _config_map(schedule: Schedule) -> dict[str, Any]:
@@ -299,7 +330,9 @@ def _check_cluster_job(schedule: Schedule) -> None:
     mount = None if schedule.claim is None else _claim(schedule.claim)[1]
     spec = schedule.spec
     local = [
-        p for p in (*spec.sources, spec.out, spec.aoi, spec.labels) if p is not None and not _URI.match(p)
+        p
+        for p in (*spec.sources, spec.out, spec.aoi, spec.labels, *_model_paths(spec.model))
+        if p is not None and not _URI.match(p)
     ]
     outside = [p for p in local if mount is None or not f"{p}/".startswith(f"{mount.rstrip('/')}/")]
     if outside:
@@ -307,6 +340,13 @@ def _check_cluster_job(schedule: Schedule) -> None:
             f"{outside[0]} is a local path that a pod cannot see: use an object store, or mount its volume with "
             "--volume-claim CLAIM:/path."
         )
+
+
+def _model_paths(model: str) -> list[str]:
+    """Paths of this machine in --model: a checkpoint that is here, and an echo's rasters; not one of the image's own."""
+    if model.startswith("echo:"):
+        return model.removeprefix("echo:").split(",")
+    return [model] if Path(model).exists() else []
 
 
 def _check_timezone(name: str) -> None:

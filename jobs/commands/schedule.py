@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -28,12 +28,19 @@ Claim = Annotated[
     typer.Option("--volume-claim", metavar="CLAIM:/path", help="Volume with local sources or OUT."),
 ]
 PodGpus = Annotated[
-    int, typer.Option("--pod-gpus", metavar="N", help="GPUs of the job (k8s), or GPU workers.")
+    int | None,
+    typer.Option("--pod-gpus", metavar="N", help="GPUs of the job (k8s), or GPU workers; default: 1."),
 ]
-PodCpus = Annotated[int, typer.Option("--pod-cpus", metavar="N", help="CPUs of each pod.")]
-PodMemory = Annotated[str, typer.Option("--pod-memory", metavar="16Gi", help="Memory of each pod.")]
+PodCpus = Annotated[int | None, typer.Option("--pod-cpus", metavar="N", help="CPUs of each pod; default: 4.")]
+PodMemory = Annotated[
+    str | None, typer.Option("--pod-memory", metavar="16Gi", help="Memory of each pod; default: 16Gi.")
+]
 Deadline = Annotated[
-    int, typer.Option(metavar="S", help="Seconds after which a run is ended; the next one goes on there.")
+    int | None,
+    typer.Option(
+        metavar="S",
+        help="Seconds after which a run is ended (not by cron); the next one goes on there. Default: 86400.",
+    ),
 ]
 
 
@@ -42,8 +49,8 @@ def register(app: typer.Typer) -> None:
     schedule_app = typer.Typer(help="Run a job again and again, on what is new.", no_args_is_help=True)
     schedule_app.command(
         "render",
-        epilog="Prints and runs nothing. Examples: panoptile schedule render job.yaml --cron '0 2 * * *' --as crontab "
-        "| crontab - ; panoptile schedule render 's3://b/in/*.tif' -o s3://b/out --cron '0 2 * * *' --as raycronjob "
+        epilog="Prints and runs nothing. Examples: panoptile schedule render job.yaml --cron '0 2 * * *' --as crontab; "
+        "panoptile schedule render 's3://b/in/*.tif' -o s3://b/out --cron '0 2 * * *' --as raycronjob "
         "--image registry/panoptile:1 | kubectl apply -f -",
     )(with_job_options(render))
     app.add_typer(schedule_app, name="schedule")
@@ -61,31 +68,27 @@ def render(
     namespace: Namespace = None,
     secret: Secret = None,
     volume_claim: Claim = None,
-    pod_gpus: PodGpus = 1,
-    pod_cpus: PodCpus = 4,
-    pod_memory: PodMemory = "16Gi",
-    deadline: Deadline = 86_400,
+    pod_gpus: PodGpus = None,
+    pod_cpus: PodCpus = None,
+    pod_memory: PodMemory = None,
+    deadline: Deadline = None,
 ) -> None:
     """Print the manifest of an idempotent run that does what is new or changed, never two at a time."""
     from panoptile.jobs.job_file import with_absolute_paths
-    from panoptile.jobs.schedule import TARGETS, Schedule, Target
+    from panoptile.jobs.schedule import POD, TARGETS, USED_BY, Schedule, Target
     from panoptile.jobs.schedule import render as rendered
 
     if as_ not in TARGETS:
         raise invalid(f"--as is one of {', '.join(get_args(Target))}, got {as_!r}.")
-    schedule = Schedule(
-        with_absolute_paths(job.spec),
-        cron,
-        name,
-        timezone,
-        image,
-        namespace,
-        secret,
-        volume_claim,
-        pod_gpus,
-        pod_cpus,
-        pod_memory,
-        deadline,
-    )
+    pods = {
+        "image": image, "namespace": namespace, "secret": secret, "claim": volume_claim, "gpus": pod_gpus,
+        "cpus": pod_cpus, "memory": pod_memory, "deadline": deadline,
+    }  # fmt: skip
+    given: dict[str, Any] = {option: value for option, value in pods.items() if value is not None}
+    idle = [option for option in given if option not in USED_BY[as_]]
+    if idle:
+        flag = {"claim": "--volume-claim"}.get(idle[0], f"--{'pod-' * (idle[0] in POD)}{idle[0]}")
+        raise invalid(f"{flag} says nothing to --as {as_}: leave it out.")
+    schedule = Schedule(with_absolute_paths(job.spec), cron, name, timezone, **given)
     text = rendered(schedule, as_)
     console.data(text.rstrip("\n"), {"as": as_, "manifest": text})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -62,7 +64,7 @@ def test_the_kubernetes_manifest_is_valid() -> None:
     assert job["spec"]["concurrencyPolicy"] == "Forbid"
     [container] = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     assert container["command"][:3] == ["panoptile", "segment", "/etc/panoptile/job.yaml"]
-    assert container["command"][-3:-1] == ["--if-running", "skip"] or "--incremental" in container["command"]
+    assert container["command"][3:] == ["--incremental", "--if-running", "skip", "--quiet"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
 
 
@@ -108,7 +110,7 @@ def test_the_job_in_the_manifest_is_the_job(tmp_path: Path) -> None:
     assert JobSpec(**read_job_file(str(tmp_path / "job.yaml"))) == REMOTE
 
 
-def test_a_crontab_line_runs_the_job(tmp_path: Path) -> None:
+def test_a_crontab_line_runs_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line, taken apart as cron does it, reaches a shell with the job's very words."""
     spec = JobSpec(
         (str(tmp_path / "100% it's here" / "*.tif"),), str(tmp_path / "out"), raster=False, gsd=0.5
@@ -117,12 +119,8 @@ def test_a_crontab_line_runs_the_job(tmp_path: Path) -> None:
     fake.parent.mkdir()
     fake.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
     fake.chmod(0o755)
-    old = os.environ["PATH"]
-    os.environ["PATH"] = f"{fake.parent}:{old}"
-    try:
-        text = render(Schedule(spec, "*/5 1-3 * jan mon", timezone="Asia/Kathmandu"), "crontab")
-    finally:
-        os.environ["PATH"] = old
+    monkeypatch.setattr(sys, "executable", str(fake.parent / "python"))
+    text = render(Schedule(spec, "*/5 1-3 * jan mon", timezone="Asia/Kathmandu"), "crontab")
     zone, line = [row for row in text.splitlines() if not row.startswith("#")]
     assert zone == "CRON_TZ=Asia/Kathmandu"
     fields = line.split(" ", 5)
@@ -243,7 +241,11 @@ def test_wrong_cron_expressions(text: str) -> None:
         (("--as", "k8s", "--image", "i", "--volume-claim", "x"), "CLAIM:/path"),
         (("--as", "crontab", "--timezone", "Mars/Base"), "IANA"),
         (("--as", "crontab", "--name", "Two Words"), "--name"),
-        (("--as", "k8s", "--image", "i", "--pod-memory", "lots"), "--memory"),
+        (("--as", "k8s", "--image", "i", "--pod-memory", "lots"), "--pod-memory"),
+        (("--as", "crontab", "--image", "i"), "--image says nothing to --as crontab"),
+        (("--as", "crontab", "--deadline", "600"), "--deadline says nothing"),
+        (("--as", "airflow", "--pod-gpus", "2"), "--pod-gpus says nothing"),
+        (("--as", "airflow", "--volume-claim", "a:/b"), "--volume-claim says nothing"),
     ],
 )
 def test_what_a_scheduler_cannot_run_is_refused(args: tuple[str, ...], words: str) -> None:
@@ -251,6 +253,50 @@ def test_what_a_scheduler_cannot_run_is_refused(args: tuple[str, ...], words: st
     with pytest.raises(JobError, match=words) as e:
         rendered("/data/a.tif", "-o", "/data/out", "--cron", "0 2 * * *", *args)
     assert int(e.value.code) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": "echo:/here/l.tif"}, "/here/l.tif is a local path"),
+        ({"model": str(Path(__file__).parent)}, "is a local path"),
+        ({"local": True}, "--local runs on one machine"),
+    ],
+)
+def test_a_ray_cluster_does_not_see_this_machine(options: dict[str, Any], words: str) -> None:
+    """A checkpoint of this machine and --local would fail, or idle, every night: exit 2."""
+    spec = dataclasses.replace(REMOTE, **options)
+    with pytest.raises(JobError, match=re.escape(words)):
+        render(Schedule(spec, "0 2 * * *", image="i"), "raycronjob")
+
+
+def test_the_jobs_own_number_of_replicas_counts() -> None:
+    """--workers of the job is not replaced by that of the GPU workers."""
+    spec = dataclasses.replace(REMOTE, workers=3)
+    _, job = yaml.safe_load_all(render(Schedule(spec, "0 2 * * *", image="i", gpus=2), "raycronjob"))
+    words = shlex.split(job["spec"]["jobTemplate"]["entrypoint"])
+    assert words[words.index("--workers") + 1] == "3"
+
+
+@pytest.mark.parametrize("target", ["crontab", "k8s", "raycronjob", "airflow"])
+def test_a_line_break_in_the_expression_does_no_harm(target: Any) -> None:
+    """Blanks of any kind separate the five fields; the manifest has single ones."""
+    text = render(Schedule(REMOTE, "0 2\n*\t* *", image="i"), target)
+    assert "0 2 * * *" in text
+    assert "0 2\n" not in text
+
+
+def test_the_crontab_runs_the_installation_that_rendered_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not another one that PATH finds; and nothing replaces the other lines of a crontab."""
+    (tmp_path / "panoptile").write_text("#!/bin/sh\n")
+    (tmp_path / "panoptile").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    [line] = [r for r in render(Schedule(REMOTE, "0 2 * * *"), "crontab").splitlines() if r[0] != "#"]
+    assert line.split()[5] == str(tmp_path / "panoptile")
+    assert "crontab -" not in CliRunner().invoke(app, ["schedule", "render", "--help"]).stdout
 
 
 def test_a_volume_makes_its_paths_local() -> None:
