@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +13,7 @@ from panoptile.jobs.prepare import Prepared
 from panoptile.jobs.report_text import plan_fields, plan_text
 from panoptile.jobs.resume import Explanation, explain_job
 from panoptile.jobs.state import store_errors
+from panoptile.pipeline.inputs import shown
 from panoptile.pipeline.nodata_share import nodata_share
 from panoptile.pipeline.plan import RasterPlan
 from panoptile.pipeline.store import open_store
@@ -19,6 +21,13 @@ from panoptile.pipeline.store import open_store
 LOOKED_AT = 200
 """Most rasters whose share of nodata is looked at, spread evenly."""
 READERS = 8
+NAMED = 20
+"""Most inputs of a kind that the text names."""
+_WHY = {
+    "unchanged": "skipped: size and time (or content) are those with which every unit was done",
+    "gone": "not named by the sources any more: the result is kept",
+}
+"""States of inputs of which nothing would be run."""
 
 
 def pending(prepared: Prepared) -> Explanation | None:
@@ -55,7 +64,7 @@ def full_plan_text(
         mean = sum(s * pixels[k] for k, s in shares.items()) / max(1, sum(pixels[k] for k in shares))
         lines.append(f"no input: about {mean:.0%} of the pixels ({len(shares)} rasters looked at)")
     if left is not None:
-        lines.append(_pending_line(left))
+        lines += [_pending_line(left), *_unchanged_lines(prepared, left)]
     if prepared.skipped:
         lines.append(f"skipped: {len(prepared.skipped)} inputs that cannot be segmented (--skip-invalid)")
     if found is not None:
@@ -73,12 +82,40 @@ def _pending_line(left: Explanation) -> str:
     )
 
 
+def input_states(prepared: Prepared, left: Explanation) -> dict[str, dict[str, Any]]:
+    """By input key: its state, and how many of its units would be run, by reason."""
+    reasons: dict[str, Counter[str]] = defaultdict(Counter)
+    for opened in left.open:
+        reasons[opened.unit.key][opened.reason] += 1
+    found = {}
+    for plan in prepared.plans:
+        why = reasons[plan.key]
+        state = "to do" if why else "gone" if plan.key in prepared.kept else "unchanged"
+        found[plan.key] = {"state": state, "open_units": why.total(), "reasons": dict(why)}
+    return found
+
+
+def _unchanged_lines(prepared: Prepared, left: Explanation) -> list[str]:
+    """Inputs of which nothing would be run, and why."""
+    states = input_states(prepared, left)
+    lines = []
+    for state, why in _WHY.items():
+        uris = [shown(plan.uri) for plan in prepared.plans if states[plan.key]["state"] == state]
+        if uris:
+            lines.append(f"{state}: {len(uris):,} input{'s' if len(uris) != 1 else ''} {why}")
+            lines += [f"  {uri}" for uri in uris[:NAMED]]
+            lines += [f"  … and {len(uris) - NAMED:,} more (--json lists all)"] if len(uris) > NAMED else []
+    return lines
+
+
 def full_plan_fields(
     prepared: Prepared, shares: dict[str, float], left: Explanation | None, found: Estimate | None
 ) -> dict[str, Any]:
     """The plan as JSON."""
     fields = plan_fields(prepared)
+    states = {} if left is None else input_states(prepared, left)
     for one in fields["inputs"]:
+        one |= states.get(one["key"], {})
         if one["key"] in shares:
             one["nodata_share"] = shares[one["key"]]
     fields["skipped"] = [{"uri": s.uri, "stage": s.stage, "message": s.message} for s in prepared.skipped]

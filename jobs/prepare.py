@@ -61,6 +61,8 @@ class Prepared:
     """Every input that the job names, the skipped ones too."""
     skipped: tuple[SkippedInput, ...] = ()
     """Inputs that --skip-invalid leaves out."""
+    kept: frozenset[str] = frozenset()
+    """Keys of finished inputs that the sources do not name any more (--incremental)."""
 
     @property
     def tiles(self) -> int:
@@ -125,7 +127,7 @@ def prepare(spec: JobSpec, *, any_job: bool = False) -> Prepared:
     job = spec.fingerprint(model.sha256)
     if not any_job:
         check_output(spec.out, job, spec, model.sha256, uris)
-    notes = _notes(spec, plans, skipped)
+    notes, kept = _notes(spec, plans, skipped), list[AnyPlan]()
     if spec.incremental:
         if not uris:
             notes.append("nothing lies in the sources today: what was finished stays as it is.")
@@ -135,7 +137,8 @@ def prepare(spec: JobSpec, *, any_job: bool = False) -> Prepared:
             notes.append(
                 f"{lost} inputs of earlier runs were not finished and are gone from the sources: left out."
             )
-    return Prepared(spec, model, plans, job, tuple(notes), tuple(uris), tuple(skipped))
+    gone = frozenset(plan.key for plan in kept)
+    return Prepared(spec, model, plans, job, tuple(notes), tuple(uris), tuple(skipped), gone)
 
 
 def _kept(out: str, job: str, plans: Sequence[AnyPlan]) -> tuple[list[AnyPlan], int]:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from tests.jobs.runs import WorldFiles, published, threads, write_world
+from tests.jobs.test_bad_input import panoptile
 from tests.pipeline.worlds import make_world
 
 from panoptile.jobs.console import Console
@@ -127,6 +128,36 @@ def test_a_touched_sheet_is_not(nights: Nights) -> None:
     nights.run()
     os.utime(nights.sheets / "b.tif", ns=(1, 1))
     assert nights.run().already_done
+
+
+def test_plan_says_what_is_skipped_and_why(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
+    """Unchanged, changed, new and archived inputs, each by name, for people and in JSON; nothing is written."""
+    nights.add("a.tif", "b.tif", "c.tif")
+    nights.run()
+    nights.add("d.tif")
+    (nights.sheets / "c.tif").unlink()
+    with (nights.sheets / "b.tif").open("ab") as f:
+        f.write(b"\0" * 64)
+    before = published(nights.out)
+    arguments = [str(nights.sheets), "-o", str(nights.out), "--model", nights.files.model, "--incremental"]
+    arguments += ["--labels", str(nights.files.table), "--tile", "64", "--overlap", "16"]
+    assert panoptile("plan", *arguments) == 0
+    text = capsys.readouterr().out
+    listed = text[text.index("unchanged: 1 input skipped: size and time") :].splitlines()
+    assert listed[1] == f"  {nights.sheets / 'a.tif'}"
+    assert listed[2].startswith("gone: 1 input not named")
+    assert listed[3] == f"  {nights.sheets / 'c.tif'}"
+    assert panoptile("plan", *arguments, "--json") == 0
+    inputs = {Path(i["uri"]).stem: i for i in json.loads(capsys.readouterr().out)["inputs"]}
+    assert {n: i["state"] for n, i in inputs.items()} == {
+        "a": "unchanged",
+        "b": "to do",
+        "c": "gone",
+        "d": "to do",
+    }
+    assert inputs["b"]["reasons"] == {"changed input": inputs["b"]["units"]}
+    assert inputs["d"]["reasons"] == {"missing": inputs["d"]["units"]}
+    assert published(nights.out) == before
 
 
 def test_a_night_without_anything_new_is_no_failure(nights: Nights) -> None:
