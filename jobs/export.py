@@ -78,7 +78,8 @@ def export_to(
             return export_images(out, IMAGE_FORMATS[to], target, classes, tile, say)
         if to in VIDEO_FORMATS:
             return export_videos(out, to, target, classes, say)
-        return export_vector(store, to, target, classes, say)
+        with store_errors(output):  # what cannot be written is not OUT
+            return export_vector(store, to, target, classes, say)
 
 
 def _check_classes(store: Store, names: tuple[str, ...]) -> None:

@@ -30,7 +30,7 @@ p{margin:4px 0;overflow-wrap:anywhere}.faint{color:var(--faint)}.bad{color:var(-
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:7px 12px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 th{font-weight:600;color:var(--faint);font-size:13px}tr:last-child td{border-bottom:0}
-th:first-child,td:first-child,.left{text-align:left}td.wide{white-space:normal;overflow-wrap:anywhere;min-width:200px}
+th:first-child,td:first-child,.left{text-align:left}td.wide{white-space:normal;overflow-wrap:anywhere;min-width:180px}
 .swatch{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:8px;vertical-align:-1px;
 border:1px solid rgba(0,0,0,.2)}
 .bar{display:inline-block;width:90px;height:8px;border-radius:4px;background:var(--line);vertical-align:middle;
@@ -102,9 +102,14 @@ def _figures(report: JobReport) -> str:
 
 
 def _map(report: JobReport) -> str:
-    """All inputs of one CRS in their places; nothing where they have none, or several."""
+    """All inputs of one CRS in their places; a sentence where they have several, nothing where they have none."""
     placed = [i for i in report.inputs if i.footprint is not None]
-    if not placed or len({i.footprint.crs for i in placed if i.footprint}) != 1:
+    systems = len({i.footprint.crs for i in placed if i.footprint})
+    if systems > 1:
+        return (
+            f'<h2>Map</h2><p class="faint">No common map: the inputs lie in {systems} coordinate systems.</p>'
+        )
+    if not placed:
         return ""
     boxes = [i.footprint.bounds for i in placed if i.footprint]
     left, bottom = min(b[0] for b in boxes), min(b[1] for b in boxes)
@@ -145,7 +150,7 @@ def _classes(report: JobReport) -> str:
             ]
         )
     head = ["class", "kind", "segments", "pixels", "area", "share of what was labelled"]
-    return "<h2>Classes</h2>" + _table(head, rows)
+    return "<h2>Classes</h2>" + _table(head, rows, wide=(0,))
 
 
 def _seams(report: JobReport) -> str:
@@ -170,23 +175,25 @@ def _seams(report: JobReport) -> str:
 def _failures(report: JobReport) -> str:
     if not report.failure_count:
         return ""
-    rows = [
-        [
-            escape(str(f.get("source_uri", ""))),
-            escape(str(f.get("stage", ""))),
-            escape(str(f.get("error_type", ""))),
-            escape(str(f.get("attempts", ""))),
-            escape(str(f.get("message", ""))[:300]),
-        ]
-        for f in report.failures
-    ]
+    rows = [_failure_row(f) for f in report.failures]
     more = report.failure_count - len(rows)
     rest = f'<p class="faint">… and {more:,} more in deadletter.parquet</p>' if more > 0 else ""
     return (
         "<h2>Failures</h2>"
-        + _table(["input", "stage", "error", "attempts", "message"], rows, wide=(0, 4))
+        + _table(["input, and what was said", "stage", "error", "attempts"], rows, wide=(0,))
         + rest
     )
+
+
+def _failure_row(failure: dict[str, Any]) -> list[str]:
+    """What and why in one cell: a phone shows no more columns at once."""
+    places = [("unit", failure.get("unit")), ("tile", failure.get("tile"))]
+    what = [str(failure.get("source_uri", "")), *(f"{name} {v}" for name, v in places if v is not None)]
+    message = escape(str(failure.get("message", ""))[:300])
+    return [
+        f'{escape(", ".join(what))}<p class="faint">{message}</p>',
+        *(escape(str(failure.get(name, ""))) for name in ("stage", "error_type", "attempts")),
+    ]
 
 
 def _replicas(report: JobReport) -> str:

@@ -26,13 +26,15 @@ def report(
     """Write OUT/report.html: map, counts, areas, seams, failures, throughput, cost; one file, no network."""
     from panoptile.jobs.report import gather
     from panoptile.jobs.report_html import render
+    from panoptile.jobs.state import store_errors
     from panoptile.pipeline.store import open_store
 
     if price is not None and not 0 <= price < 1e9:
         raise invalid(f"--price wants the price of a replica-hour, got {price}.")
     found = gather(out, price)
     store = open_store(out)
-    store.put_bytes("report.html", render(found).encode())
+    with store_errors(out, started=True):
+        store.put_bytes("report.html", render(found).encode())
     Console(as_json=as_json).data(
         store.uri("report.html"),
         {

@@ -28,6 +28,7 @@ HOSTILE = (
     "</title><svg onload=alert(2)>",
     "\u202egnp.exe",
     "&lt;already&gt;",
+    "long" * 60,
 )
 
 
@@ -169,10 +170,53 @@ def test_an_unfinished_job_has_no_report(tmp_path: Path) -> None:
         gather(str(tmp_path), None)
 
 
+def test_several_coordinate_systems_are_said(tmp_path: Path) -> None:
+    """No map can show them side by side; the page says why it has none."""
+    finished(tmp_path, ("a.tif", "b.tif"))
+    plan = json.loads((tmp_path / "_state/plan/k1.json").read_text())
+    put(tmp_path / "_state/plan/k1.json", {"info": plan["info"] | {"crs_wkt": "OTHER_CS"}})
+    assert "2 coordinate systems" in Page(render(gather(str(tmp_path), None))).text
+
+
+def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
+    """One sentence and exit 4, no traceback."""
+    finished(tmp_path)
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(JobError, match="Cannot write") as e:
+        CliRunner().invoke(app, ["report", str(tmp_path)], catch_exceptions=False)
+    assert int(e.value.code) == 4
+
+
+MEASURE = """<script>
+const cells = [...document.querySelectorAll('td')].filter(c => c.textContent.includes('longlong'));
+document.body.dataset.measured = [document.documentElement.scrollWidth, innerWidth, cells.length,
+  Math.max(...cells.map(c => c.getBoundingClientRect().width))].join(' ');
+</script></main>"""
+
+
+def measured(page: Path, chromium: str, width: int) -> list[float]:
+    """Of a copy of the page that may run a script: its width and the window's, and the cells with a long name or message and theirs."""
+    copy = page.with_name("measured.html")
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
+    copy.write_text(text.replace("</main>", MEASURE))
+    run = subprocess.run(
+        [
+            chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom",
+            "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
+            f"--user-data-dir={page.parent / 'measuring'}", f"--window-size={width},2000", copy.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    found = re.search(r'data-measured="([^"]+)"', run.stdout)
+    assert found is not None, run.stdout[-2000:]
+    return [float(number) for number in found.group(1).split()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1440])
 def test_a_browser_shows_it_without_a_word(tmp_path: Path, width: int) -> None:
-    """Headless Chromium: no line on its console, no request, no sideways scrolling, a picture of the page."""
+    """Headless Chromium: no line on its console, no request, a picture of the page; it does not scroll sideways, and a
+    failure's message, beside names of any length, is within the window."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("Chromium is not installed")
@@ -195,3 +239,7 @@ def test_a_browser_shows_it_without_a_word(tmp_path: Path, width: int) -> None:
     image = Image.open(io.BytesIO(picture.read_bytes())).convert("L")
     assert image.width == width
     assert len(set(image.resize((64, 64)).tobytes())) > 8  # something was painted
+    page_width, window, cells, widest = measured(page, chromium, width)
+    assert page_width <= window
+    assert cells >= 3  # class, failure, input
+    assert widest <= window
