@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
     from panoptile.jobs.prepare import Prepared
+    from panoptile.jobs.spec import IfRunning, JobSpec
 
 ID_PREFIX = "panoptile-"
 PROBE_SECONDS = 300.0
@@ -80,6 +81,24 @@ def submit(
             )  # first: whoever looks at OUT from now on waits for this job
         handed_over = _hand_over(client, prepared, folder, job_id)
     return Submitted(job_id, attached=not handed_over)
+
+
+def heed_running(spec: JobSpec, job_id: str) -> IfRunning:
+    """What --if-running says to a job that runs already: attach or skip. Raises :class:`JobError` (exit 5) with fail."""
+    if spec.if_running == "fail":
+        raise JobError(
+            Exit.OTHER_JOB,
+            f"{job_id} works on {spec.out} already: wait for it (panoptile status {spec.out} --watch), or leave out "
+            "--if-running fail.",
+        )
+    return spec.if_running
+
+
+def state_of(info: JobDetails) -> str:
+    """Ray's word for how a job stands, but ours for those that Ray calls failed, and that are not."""
+    ours = {int(Exit.QUARANTINED): "quarantined", int(Exit.INTERRUPTED): "interrupted", 143: "interrupted"}
+    word: str = info.status.value.lower()
+    return ours.get(exit_of(info), word) if word == "failed" else word
 
 
 def _hand_over(client: JobSubmissionClient, prepared: Prepared, folder: str, job_id: str) -> bool:
@@ -273,7 +292,7 @@ def jobs_on(client: JobSubmissionClient) -> list[dict[str, Any]]:
     return [
         {
             "job_id": j.submission_id,
-            "status": j.status.value.lower(),
+            "status": state_of(j),
             "began": datetime.fromtimestamp((j.start_time or 0) / 1000, UTC).isoformat(timespec="seconds")[
                 :19
             ],

@@ -11,7 +11,7 @@ from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.job_status import TERMINAL, JobStatus, look_at
 from panoptile.jobs.job_status import exit_of as exit_in_out
 from panoptile.jobs.lease import Observer
-from panoptile.jobs.submission import exit_of, last_error
+from panoptile.jobs.submission import exit_of, last_error, state_of
 from panoptile.pipeline.store import open_store
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def watch_job(client: JobSubmissionClient, job_id: str, out: str, console: Conso
         except JobError as e:
             info, lost, silent_since = None, e, silent_since or time.monotonic()
         status = _in_out(out)
-        state = "no answer from the cluster" if info is None else info.status.value.lower()
+        state = "no answer from the cluster" if info is None else state_of(info)
         line = state if status is None else _progress(state, status)
         if line != said:
             console.say(line)

@@ -72,7 +72,7 @@ def submit(
     """Hand a job to a Ray cluster and walk away; its state is in OUT."""
     from panoptile.jobs.prepare import prepare
     from panoptile.jobs.state import store_errors
-    from panoptile.jobs.submission import finished_exit
+    from panoptile.jobs.submission import finished_exit, heed_running
     from panoptile.jobs.submission import submit as handed_over
     from panoptile.jobs.watching import watch_job
 
@@ -89,9 +89,9 @@ def submit(
         return
     submitted = handed_over(client, prepared, wheel=wheel, say=console.say)
     if submitted.attached:
-        console.say("attach  the job runs already")
+        console.say(f"{heed_running(job.spec, submitted.job_id):<7} the job runs already")
     fields = {"job_id": submitted.job_id, "attached": submitted.attached, "out": job.spec.out}
-    if not watch:
+    if not watch or (submitted.attached and job.spec.if_running == "skip"):
         console.data(submitted.job_id, fields)
         return
     console.say(f"job     {submitted.job_id}")

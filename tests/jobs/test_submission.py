@@ -155,6 +155,27 @@ def test_what_travels_with_a_job(prepared: Prepared, tmp_path: Path) -> None:
     assert record == {"cluster": "http://ray-head:8265", "job_id": submitted.job_id, "after_epoch": 0}
 
 
+@pytest.mark.parametrize(("choice", "code"), [("attach", 3), ("skip", 0), ("fail", 5)])
+def test_a_running_job_is_met_as_asked(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, choice: str, code: int
+) -> None:
+    """--if-running attach watches the job that runs, to its exit code; skip leaves it alone; fail ends with exit 5."""
+    client: Any = FakeClient([node()], keep_running=True)
+    job_id = submit(client, prepared, wheel=None, say=say).job_id
+    looks = iter([job("RUNNING"), job("RUNNING"), job("FAILED", code=3)])
+    monkeypatch.setattr(client, "get_job_info", lambda _: next(looks))
+    monkeypatch.setattr(watching, "WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(cluster_commands, "_client", lambda *_: client)
+    spec = prepared.spec
+    line = ["submit", *spec.sources, "-o", spec.out, "--model", spec.model, "--labels", str(spec.labels)]
+    result = CliRunner().invoke(app, [*line, "--watch", "--if-running", choice])
+    if isinstance(result.exception, JobError):
+        assert (int(result.exception.code), job_id in str(result.exception)) == (code, True)
+        return
+    assert (result.exit_code, result.stdout.strip()) == (code, job_id)
+    assert ("quarantined" in result.stderr) == (choice == "attach")
+
+
 def test_a_job_that_was_handed_over_is_submitted_until_it_begins(prepared: Prepared) -> None:
     """Looking at OUT between the two is no error, and how an earlier run ended is not taken for this one's end."""
     client: Any = FakeClient([node()])
@@ -283,6 +304,14 @@ def test_a_cluster_that_runs_nothing(prepared: Prepared, monkeypatch: pytest.Mon
 def test_the_exit_code_is_the_jobs(info: Any, code: int) -> None:
     """What the command would have given on a laptop; 6 where the cluster lost it."""
     assert exit_of(info) == code
+
+
+def test_what_has_not_failed_is_not_called_so() -> None:
+    """Ray calls every exit but 0 failed; a cancelled job and one without some units are in no error."""
+    codes = (3, 143, 130, 4)
+    words = [submission.state_of(job("FAILED", code=code)) for code in codes]
+    assert words == ["quarantined", "interrupted", "interrupted", "failed"]
+    assert submission.state_of(job("RUNNING")) == "running"
 
 
 def test_the_running_code_travels_as_it_is(tmp_path: Path, prepared: Prepared) -> None:

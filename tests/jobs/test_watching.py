@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import threading
@@ -39,7 +40,8 @@ def dashboard() -> Iterator[Any]:
             status, text = state.say()
             self.send_response(status)
             self.end_headers()
-            self.wfile.write(text.encode())
+            with contextlib.suppress(BrokenPipeError):  # of a client that has given up
+                self.wfile.write(text.encode())
 
         def log_message(self, *_: Any) -> None:
             """Quiet."""
