@@ -178,14 +178,19 @@ def check_budget(found: Estimate, budget: float | None) -> None:
     if high > budget:
         raise JobError(
             Exit.OVER_BUDGET,
-            f"The job would cost {found.cost:,.2f} (up to {high:,.2f}), more than --budget {budget:,.2f}.",
+            f"The job would cost {_money(found.cost)} (up to {_money(high)}), more than --budget {_money(budget)}.",
         )
+
+
+def _money(amount: float) -> str:
+    """With two decimals, or two digits where it is less than a hundredth."""
+    return f"{amount:,.2f}" if amount == 0 or amount >= 0.01 else f"{amount:.2g}"
 
 
 def estimate_text(found: Estimate) -> str:
     """One line for people."""
     margin = f" ±{found.error:.0%}" if math.isfinite(found.error) else ""
-    cost = "" if found.cost is None else f"  cost {found.cost:,.2f}"
+    cost = "" if found.cost is None else f"  cost {_money(found.cost)}"
     seconds = found.replica_seconds
     total = (
         f"{seconds:,.0f} replica-seconds" if seconds < 3600 else f"{found.replica_hours:,.2f} replica-hours"

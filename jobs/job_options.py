@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
 import inspect
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -25,6 +27,8 @@ from panoptile.jobs.spec import JobSpec
 
 Origin = Literal["flag", "environment", "job file", "default"]
 ENVIRONMENT_PREFIX = "PANOPTILE_"
+OTHER_VARIABLES = frozenset({"PANOPTILE_CLUSTER", "PANOPTILE_LEASE_SECONDS"})
+"""Variables of ours that no option of a job stands for."""
 JOB_FILE_SUFFIXES = (".yaml", ".yml")
 
 
@@ -47,6 +51,8 @@ def with_job_options(run: Callable[..., None]) -> Callable[..., None]:
         extra = {p.name: given.pop(p.name) for p in own}
         save = given.pop("save")
         job = resolve(given, ctx.get_parameter_source)
+        for note in misspelt_variables(os.environ):
+            console.say(f"note    {note}")
         if save is not None:
             from panoptile.jobs.job_file import write_job_file
 
@@ -117,6 +123,17 @@ def changes(given: Mapping[str, Any], source_of: Callable[[str], Enum | None]) -
     return found
 
 
+def misspelt_variables(names: Collection[str]) -> list[str]:
+    """A sentence for each environment variable that is nearly an option's: it would silently do nothing."""
+    known = {variable(name): name for name in opt.JOB}
+    found = []
+    for name in sorted(names):
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in known and name not in OTHER_VARIABLES:
+            near = difflib.get_close_matches(name, known, 1, 0.85)
+            found += [f"{name} is no option and is ignored: did you mean {near[0]}?"] if near else []
+    return found
+
+
 def variable(name: str) -> str:
     """The environment variable of an option: ``min_area`` -> ``PANOPTILE_MIN_AREA``."""
     return ENVIRONMENT_PREFIX + name.upper()
@@ -133,6 +150,11 @@ def resolve(given: dict[str, Any], source_of: Callable[[str], Enum | None]) -> R
         file = sources[0]
         filed = read_job_file(file)
         sources = []
+    mixed = [s for s in sources if s.lower().endswith(JOB_FILE_SUFFIXES)]
+    if mixed:
+        raise invalid(
+            f"{mixed[0]} is a job file and names its own sources: give it alone, or list the others in it."
+        )
     values: dict[str, Any] = dict(filed)
     origins: dict[str, Origin] = dict.fromkeys(filed, "job file")
     for name, value in changes(given, source_of).items():

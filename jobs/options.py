@@ -99,7 +99,10 @@ Workers = Annotated[
         help="Replicas; default: the GPUs, else the cores that memory allows.",
     ),
 ]
-Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")]
+Local = Annotated[
+    bool,
+    typer.Option("--local", help="Run on this machine without Ray, each replica in a process of its own."),
+]
 Retries = Annotated[int, typer.Option(metavar="N", help="Further tries of a unit that failed.")]
 MaxFailures = Annotated[
     str,
@@ -315,6 +318,7 @@ SceneCut = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No messages but errors.")]
 
 Save = Annotated[

@@ -151,6 +151,10 @@ class JobSpec:
             raise ValueError(f"--min-area must be square metres from 0, got {self.min_area}.")
         if self.incremental and self.mosaic:
             raise ValueError("--incremental does not go with --mosaic: a new sheet changes the whole mosaic.")
+        if self.skip_invalid and self.mosaic:
+            raise ValueError(
+                "--skip-invalid does not go with --mosaic: a sheet that is left out would be a hole in the result."
+            )
         if self.if_running not in get_args(IfRunning):
             raise ValueError(f"--if-running is attach, skip or fail, got {self.if_running!r}.")
         if not 0 < self.start_timeout < math.inf:

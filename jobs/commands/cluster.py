@@ -145,17 +145,23 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job ends.")] = False,
     unit: Annotated[str | None, typer.Option(metavar="ID", help="Events of one unit.")] = None,
     worker: Annotated[str | None, typer.Option(metavar="NAME", help="Events of one worker.")] = None,
-    as_json: opt.Json = False,
+    as_json: opt.JsonLines = False,
 ) -> None:
-    """Print what happened, from OUT: it outlives the nodes that it happened on. JSON lines with --json."""
+    """Print what happened, from OUT: it outlives the nodes that it happened on."""
     import json
 
     from panoptile.jobs.event_log import event_text
 
     out = _out_of(target, lambda: _client(cluster, auth_token_file, insecure_cluster))
+    printed = False
     for event in _events(out, follow=follow):
         if unit in (None, event.get("unit")) and worker in (None, event.get("worker")):
             print(json.dumps(event) if as_json else event_text(event), flush=True)
+            printed = True
+    if not printed:
+        chosen = {"--unit": unit, "--worker": worker}
+        of = "".join(f" {option} {value}" for option, value in chosen.items() if value is not None)
+        Console().say(f"note    {out} has no event{' of' * bool(of)}{of}")
 
 
 def cancel(

@@ -86,6 +86,9 @@ def test_the_budget_is_held(tmp_path: Path) -> None:
     with pytest.raises(JobError) as e:
         check_budget(sure, 10.9)
     assert int(e.value.code) == 8
+    tiny = module.Estimate(8, 0, 100, 1.0, 3600.0, 0.0, 1.0, 0.0, 0.00024)
+    with pytest.raises(JobError, match=r"cost 0\.00024 .* --budget 1e-06"):
+        check_budget(tiny, 0.000001)
     alone = module.Estimate(1, 0, 100, 1.0, 3600.0, math.inf, 1.0, 0.0, 10.0)
     with pytest.raises(JobError, match=r"up to 20\.00"):
         check_budget(alone, 19.0)

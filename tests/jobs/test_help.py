@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import typer
 import typer.main
+from typer.testing import CliRunner
 
 from panoptile.jobs.cli import app
 
@@ -60,6 +61,14 @@ def test_every_option_is_explained(name: str) -> None:
         assert (getattr(parameter, "help", None) or "").strip(), f"{label} has no help"
         if not getattr(parameter, "is_flag", False):
             assert parameter.metavar, f"{label} has no name for its value"
+
+
+@pytest.mark.parametrize("words", [(), ("status",), ("schedule", "render")])
+def test_help_has_a_short_name(words: tuple[str, ...]) -> None:
+    """-h, at every level, is --help."""
+    short, long = (CliRunner().invoke(app, [*words, flag]) for flag in ("-h", "--help"))
+    assert short.exit_code == 0
+    assert short.stdout == long.stdout != ""
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -17,6 +17,7 @@ from panoptile.jobs import options as opt
 from panoptile.jobs.cli import app
 from panoptile.jobs.exits import JobError
 from panoptile.jobs.job_file import read_job_file, write_job_file
+from panoptile.jobs.job_options import misspelt_variables
 from panoptile.jobs.spec import JobSpec
 
 
@@ -171,3 +172,25 @@ def test_times_can_be_written_as_people_write_them(tmp_path: Path) -> None:
     job.write_text("sources: [a.tif]\nout: o\nunit_timeout: soon\n")
     with pytest.raises(JobError, match="--timeout-unit wants a time"):
         shown(str(job))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_job_file_stands_alone(tmp_path: Path, order: tuple[int, int]) -> None:
+    """Beside other sources it would be taken for a raster: exit 2, and what to do."""
+    (tmp_path / "job.yaml").write_text("sources: [a.tif]\nout: out\n")
+    sources = [str(tmp_path / "job.yaml"), str(tmp_path / "b.tif")]
+    with pytest.raises(JobError, match=r"job\.yaml is a job file .* give it alone"):
+        CliRunner().invoke(app, ["config", "show", *(sources[n] for n in order)], catch_exceptions=False)
+
+
+def test_a_misspelt_variable_is_told() -> None:
+    """What is nearly an option's variable does nothing, which is said; ours for other things, and others', are not."""
+    [note] = misspelt_variables(
+        {"PANOPTILE_TIEL": "", "PANOPTILE_TILE": "", "PANOPTILE_CLUSTER": "", "TILE": ""}
+    )
+    assert "did you mean PANOPTILE_TILE" in note
+    result = CliRunner().invoke(
+        app, ["config", "show", "a.tif", "-o", "out"], env={"PANOPTILE_OVERLAPP": "8"}, catch_exceptions=False
+    )
+    assert "PANOPTILE_OVERLAP?" in result.stderr
+    assert "note" not in result.stdout

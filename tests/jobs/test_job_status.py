@@ -63,7 +63,9 @@ def test_every_unit_is_in_the_log(out: Path) -> None:
     assert len(units) == len(set(units)) == look_at(str(out)).units
     [line] = invoked("logs", str(out), "--unit", units[0]).stdout.splitlines()
     assert units[0] in line
-    assert invoked("logs", str(out), "--worker", "nobody").stdout == ""
+    nobody = invoked("logs", str(out), "--worker", "nobody")
+    assert nobody.stdout == ""
+    assert "no event of --worker nobody" in nobody.stderr
 
 
 def test_a_folder_without_a_job(tmp_path: Path) -> None:

@@ -83,3 +83,9 @@ def test_mosaic_is_part_of_the_job(tmp_path: Path) -> None:
     assert spec.fingerprint("m") != JobSpec(
         (str(files.image),), "out", model=files.model, mosaic=True
     ).fingerprint("m")
+
+
+def test_no_sheet_is_left_out_silently() -> None:
+    """--skip-invalid would be ignored, or leave a hole: it is refused."""
+    with pytest.raises(ValueError, match="--skip-invalid does not go with --mosaic"):
+        JobSpec(("a.tif",), "out", mosaic=True, skip_invalid=True)
