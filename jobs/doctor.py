@@ -17,10 +17,20 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
+from panoptile.jobs.exits import JobError
+from panoptile.pipeline.redaction import redacted
+
 Verdict = Literal["ok", "note", "wrong"]
 SCRATCH_WANTED = 20 << 30
 """Bytes of scratch that a large raster needs: labels and spooled polygons."""
 _DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "PNG", "JPEG", "GeoJSON", "GPKG")
+_REINSTALL = "Reinstall panoptile's dependencies: pip install --force-reinstall panoptile."
+_ADVICE = {
+    "scratch": "Set TMPDIR to a folder that can be written.",
+    "store": "Check the address, the rights and the credentials.",
+    "cluster": "Check the address, and that its dashboard runs the same version of Ray.",
+}
+"""What to do where a check itself breaks and no installation is to blame."""
 _CODECS = ("h264", "hevc", "vp9", "av1")
 
 
@@ -59,15 +69,17 @@ def examine(
     for name, check in checks:
         try:
             yield from check()
+        except JobError as e:  # its sentence says what to do
+            yield Finding(name, "wrong", str(e))
         except Exception as e:  # noqa: BLE001  (whatever breaks a check is what the user has to see)
-            yield Finding(name, "wrong", f"{type(e).__name__}: {e}", "Reinstall panoptile's dependencies.")
+            yield Finding(name, "wrong", f"{type(e).__name__}: {e}", _ADVICE.get(name, _REINSTALL))
 
 
 def finding_text(finding: Finding) -> str:
     """One line, or two with the advice."""
     mark = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}[finding.verdict]
     line = f"{mark}  {finding.what:<14} {finding.found}"
-    return line if not finding.advice else f"{line}\n                       -> {finding.advice}"
+    return redacted(line if not finding.advice else f"{line}\n                       -> {finding.advice}")
 
 
 def _torch() -> Iterator[Finding]:
@@ -173,15 +185,19 @@ def _memory() -> Iterator[Finding]:
 
 
 def _scratch() -> Iterator[Finding]:
-    folder = tempfile.gettempdir()
+    folder, wanted = tempfile.gettempdir(), os.environ.get("TMPDIR")
     with tempfile.NamedTemporaryFile(dir=folder):
         free = shutil.disk_usage(folder).free
-    small = free < SCRATCH_WANTED
+    advice = []
+    if wanted and os.path.abspath(wanted) != folder:
+        advice.append(f"TMPDIR names {wanted}, which cannot be used: make it, or give its rights.")
+    if free < SCRATCH_WANTED:
+        advice.append(f"Large rasters need up to {SCRATCH_WANTED >> 30} GiB: set TMPDIR to a larger disk.")
     yield Finding(
         "scratch",
-        "note" if small else "ok",
+        "note" if advice else "ok",
         f"{folder}, {free / 2**30:.0f} GiB free",
-        f"Large rasters need up to {SCRATCH_WANTED >> 30} GiB: set TMPDIR to a larger disk." if small else "",
+        " ".join(advice),
     )
 
 
@@ -216,7 +232,7 @@ def _store(out: str) -> Iterator[Finding]:
         store.delete(key)
         _leave_no_folders(store.root)
     except (OSError, ValueError) as e:
-        yield Finding("store", "wrong", f"{out}: {e}", "Check the address, the rights and the credentials.")
+        yield Finding("store", "wrong", f"{out}: {e}", _ADVICE["store"])
         return
     if not same:
         yield Finding("store", "wrong", f"{out} does not give back what was written", "Use another store.")
@@ -240,14 +256,10 @@ def _leave_no_folders(root: str) -> None:
 
 def _cluster(url: str, token_file: str | None) -> Iterator[Finding]:
     from panoptile.jobs.cluster import ClusterAddress, asks_for_token, connect
-    from panoptile.jobs.exits import JobError
 
-    try:
-        asks = asks_for_token(url)
-        connect(ClusterAddress(url, token_file, insecure=True)).list_jobs()
-    except JobError as e:
-        yield Finding("cluster", "wrong", str(e), "")
-        return
+    address = ClusterAddress(url, token_file, insecure=True)
+    asks = asks_for_token(url)
+    connect(address).list_jobs()
     yield Finding(
         "cluster",
         "ok" if asks else "note",

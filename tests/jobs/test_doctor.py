@@ -53,6 +53,41 @@ def test_no_cluster_answers(tmp_path: Path) -> None:
     assert "127.0.0.1:9" in found["cluster"]["found"]
 
 
+@pytest.mark.parametrize("address", ["ray-head:8265", "http://me:secret@head:8265"])
+def test_a_wrong_address_is_not_a_broken_installation(address: str) -> None:
+    """The sentence of submit, without the password; nobody is sent to reinstall anything."""
+    code, found = examined("--cluster", address)
+    assert code == 4
+    assert "--cluster" in found["cluster"]["found"]
+    assert "secret" not in json.dumps(found["cluster"])
+    assert "einstall" not in found["cluster"]["advice"]
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_password_in_an_address_is_not_repeated(options: tuple[str, ...]) -> None:
+    """It is told to take it out, and does not reach the terminal or the log of whoever ran this."""
+    result = CliRunner().invoke(app, ["doctor", "s3://key:hunter2pass@bucket/x", *options])
+    assert result.exit_code == 4
+    assert "take it out" in result.stdout
+    assert "hunter2pass" not in result.output
+
+
+def test_scratch_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Python quietly takes another folder than TMPDIR, which is told; where there is none at all, what to set."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "absent"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    findings = {f.what: f for f in doctor.examine()}
+    assert findings["scratch"].verdict == "note"
+    assert "absent, which cannot be used" in findings["scratch"].advice
+
+    def none() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    findings = {f.what: f for f in doctor.examine()}
+    assert (findings["scratch"].verdict, "TMPDIR" in findings["scratch"].advice) == ("wrong", True)
+
+
 def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken installation gives a line, not a traceback, and the other checks go on."""
 
