@@ -7,6 +7,7 @@ learning model extension (MLM). Links are relative: the folder can be moved or s
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -141,7 +142,7 @@ def _item(
     )
     for link in ("root", "collection", "parent"):
         item.add_link(pystac.Link(link, "../collection.json", "application/json"))
-    item.add_link(pystac.Link("derived_from", source))
+    item.add_link(pystac.Link("derived_from", Path(source).as_uri() if source.startswith("/") else source))
     item.add_link(
         pystac.Link("processing-expression", "../model.json", "application/geo+json", title="The model")
     )
@@ -219,7 +220,7 @@ def _classifications(classes: ClassTable) -> list[Classification]:
             Classification.create(
                 c.class_id,
                 f"{c.name} ({'thing' if c.is_thing else 'stuff'})",
-                name="".join(ch if ch.isalnum() else "_" for ch in c.name) or f"class_{c.class_id}",
+                name=re.sub("[^0-9A-Za-z_-]", "_", c.name) or f"class_{c.class_id}",
                 title=c.name,
                 color_hint="{:02X}{:02X}{:02X}".format(*c.color),
             )

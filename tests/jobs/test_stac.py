@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pystac
@@ -86,6 +89,31 @@ def test_the_extensions_say_what_the_files_are(out: Path) -> None:
 
     assert FileExtension.ext(asset).checksum == "1220" + hashlib.sha256(path.read_bytes()).hexdigest()
     assert item.properties["processing:software"]["panoptile"]
+
+
+def test_any_name_makes_a_valid_document(out: Path, tmp_path: Path) -> None:
+    """Class names in any script, and a source with characters that mean something in an address.
+
+    The pattern is that of the classification extension's schema, whose text pystac does not bring along.
+    """
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    rows = json.loads((copy / "classes.json").read_text())
+    names = ["Bäume", "道路", "a/b c", "grass"]
+    for row, name in zip(rows, names, strict=False):
+        row["name"] = name
+    (copy / "classes.json").write_text(json.dumps(rows))
+    [plan] = (copy / "_state" / "plan").glob("*.json")
+    fields = json.loads(plan.read_text())
+    fields["info"]["uri"] = "/data/100% #1?.tif"
+    plan.write_text(json.dumps(fields))
+    write_catalog(str(copy))
+    [item] = [d for p, d in documents(copy) if p.parent.name == "items"]
+    classes = item["assets"]["classes_raster"]["classification:classes"]
+    assert all(re.fullmatch("[0-9A-Za-z-_]+", c["name"]) for c in classes)
+    assert set(names) <= {c.get("title") for c in classes}
+    [source] = [link["href"] for link in item["links"] if link["rel"] == "derived_from"]
+    assert unquote(urlsplit(source).path) == "/data/100% #1?.tif"
 
 
 def test_the_model_is_described(out: Path) -> None:
