@@ -118,9 +118,11 @@ class OpenUnitsRun:
             self._hold()
             streamed.turn()
 
-        return Listener(
-            on_done=on_done, on_retry=on_retry, on_turn=on_turn, on_input_done=streamed.input_done
-        )
+        def on_input_done(key: str) -> None:
+            if uri := streamed.input_done(key):
+                events.add("publish", input=uri)
+
+        return Listener(on_done=on_done, on_retry=on_retry, on_turn=on_turn, on_input_done=on_input_done)
 
 
 def _check_store(out: str, result: RunResult) -> None:

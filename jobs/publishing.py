@@ -158,14 +158,15 @@ class StreamedPublishing:
         self.done = 0
         """Inputs that were published so."""
 
-    def input_done(self, key: str) -> None:
-        """All units of the input are settled."""
+    def input_done(self, key: str) -> str | None:
+        """All units of the input are settled: its URI where it is published now, None where it is at the end."""
         if self._background is None:
-            return
+            return None
         plan = self._plans[key]
         self._say(f"publish {plan.info.stem}")
         call = publish_call(self._prepared, plan)
         self._background.submit(key, call, seconds=publish_seconds(plan))
+        return plan.uri
 
     def turn(self, timeout: float = 0.0) -> None:
         """Take note of what is published."""

@@ -19,6 +19,7 @@ from panoptile.jobs import prepare as prepare_module
 from panoptile.jobs import publishing
 from panoptile.jobs.console import Console
 from panoptile.jobs.earlier_result import Summary
+from panoptile.jobs.event_log import read_events
 from panoptile.jobs.exits import Exit
 from panoptile.jobs.models import ResolvedModel
 from panoptile.jobs.publishing import PublishCall, StreamedPublishing, longest_first, make_background
@@ -27,6 +28,7 @@ from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline.attempt import UnitReport
 from panoptile.pipeline.driver import Listener
 from panoptile.pipeline.plan import Unit
+from panoptile.pipeline.store import open_store
 
 MODEL = ResolvedModel(TriggerFactory(), CLASSES, 3, "0" * 64, 0, 0, "trigger", lambda raster: None)
 
@@ -55,9 +57,9 @@ def test_inputs_are_published_while_others_run_and_the_bytes_are_the_same(
     events: list[str] = []
     real_submit, real_listener = StreamedPublishing.input_done, Listener
 
-    def input_done(streamed: StreamedPublishing, key: str) -> None:
+    def input_done(streamed: StreamedPublishing, key: str) -> str | None:
         events.append(f"publish {key[0]}")
-        real_submit(streamed, key)
+        return real_submit(streamed, key)
 
     def listener(*, on_done: Callable[[UnitReport], None], **others: object) -> Listener:
         def note(report: UnitReport) -> None:
@@ -72,6 +74,8 @@ def test_inputs_are_published_while_others_run_and_the_bytes_are_the_same(
     ):
         summary = run(scenes, tmp_path / "streamed")
     assert summary.exit is Exit.DONE
+    logged = [e["input"] for e in read_events(open_store(tmp_path / "streamed")) if e["event"] == "publish"]
+    assert sorted(map(Path, logged)) == sorted(scenes.iterdir())
     published_in_turn = [e for e in events if e.startswith("publish")]
     assert published_in_turn[0] == "publish b"
     assert sorted(published_in_turn) == [
