@@ -17,6 +17,9 @@ from panoptile.pipeline.attempt import Attempt, FragmentRef, UnitReport
 from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.pool import Failure
 
+MOST_RETRY_SECONDS = 60.0
+"""Longest pause before a try: the twentieth would else wait for a day."""
+MOST_DOUBLINGS = 20
 PROBE_SECONDS = 60.0
 """A probe may take its share of the unit's time, and at least this (or the unit's time, if that is less)."""
 
@@ -205,7 +208,8 @@ class Case:
         return Attempt(self.unit, only=items, alone=self._alone, seconds=seconds)
 
     def _later(self, attempt: Attempt) -> TryAgain:
-        return TryAgain(attempt, self._policy.retry_seconds * 2 ** max(0, self._tries - 1))
+        doubled = self._policy.retry_seconds * 2 ** min(max(0, self._tries - 1), MOST_DOUBLINGS)
+        return TryAgain(attempt, min(doubled, MOST_RETRY_SECONDS))
 
     def _dead(self, item: int | None, failure: Failure, tries: int) -> DeadItem:
         return DeadItem(

@@ -17,7 +17,7 @@ from panoptile.pipeline.driver import Interrupted, Listener, TooManyFailures, ru
 from panoptile.pipeline.layout import commit_key
 from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.pool import Failure, PoolError
-from panoptile.pipeline.recovery import Policy
+from panoptile.pipeline.recovery import Case, GiveUp, Policy, TryAgain, first_attempt
 from panoptile.pipeline.run_result import RunResult
 from panoptile.pipeline.store_local import LocalStore
 
@@ -94,6 +94,21 @@ def test_an_item_that_heals_loses_nothing(tmp_path: Path) -> None:
     result = run(pool, tmp_path)
     assert not result.dead
     assert pool.committed[UNITS[3]] == ()
+
+
+def test_no_pause_before_a_try_is_longer_than_a_minute() -> None:
+    """Pauses double, but --retries 2000 neither waits for days nor counts beyond what a number can hold."""
+    policy = Policy(attempts=2001)
+    case, attempt = Case(UNITS[0], policy), first_attempt(UNITS[0], policy)
+    pauses = []
+    for _ in range(policy.attempts - 1):
+        decision = case.failed(attempt, Failure("read", "OSError", "no luck", "", "worker"))
+        assert isinstance(decision, TryAgain)
+        pauses.append(decision.after)
+    assert pauses[:3] == [0.25, 0.5, 1.0]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 60
+    assert isinstance(case.failed(attempt, Failure("read", "OSError", "no luck", "", "worker")), GiveUp)
 
 
 def test_without_retries_a_bad_item_is_given_up_at_once(tmp_path: Path) -> None:
