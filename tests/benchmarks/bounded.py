@@ -140,16 +140,20 @@ def main() -> None:
             f"{_mib(r['outputs'])}; largest fragment {_mib(r['fragment'])}; wall {r['wall']:.0f} s"
         )
     bound = 1.1 * small["together"] + 200 * large["segments"]
-    _judge("memory", bound, large["together"])
-    _judge("scratch", 3 * large["outputs"] + 2 * large["fragment"], large["scratch"])
+    held = [
+        _judge("memory", bound, large["together"]),
+        _judge("scratch", 3 * large["outputs"] + 2 * large["fragment"], large["scratch"]),
+    ]
+    raise SystemExit(0 if all(held) else 1)
 
 
 def _mib(count: float) -> str:
     return f"{count / 2**20:,.1f} MiB"
 
 
-def _judge(name: str, bound: float, found: float) -> None:
+def _judge(name: str, bound: float, found: float) -> bool:
     print(f"{name} bound {_mib(bound)}; measured {_mib(found)}: {'holds' if found <= bound else 'EXCEEDED'}")
+    return found <= bound
 
 
 if __name__ == "__main__":

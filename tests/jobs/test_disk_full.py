@@ -58,8 +58,17 @@ def calm(world: WorldFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return published(out)
 
 
-@pytest.mark.parametrize("size", ["16k", "90k", "180k"])
-def test_a_full_output_disk(world: WorldFiles, calm: dict[str, str], mount: Mount, size: str) -> None:
+UNITS = 16
+
+
+@pytest.mark.parametrize(
+    ("size", "commits"),
+    [("16k", range(1)), ("90k", range(1, UNITS)), ("180k", range(UNITS, UNITS + 1))],
+    ids=["before", "among", "after the units"],
+)
+def test_a_full_output_disk(
+    world: WorldFiles, calm: dict[str, str], mount: Mount, size: str, commits: range
+) -> None:
     """Full before the first unit, among the units, while publishing: exit 4, no _SUCCESS; then the same bytes."""
     disk = mount("disk", size)
     with pytest.raises(JobError, match="No space left") as e:
@@ -69,6 +78,7 @@ def test_a_full_output_disk(world: WorldFiles, calm: dict[str, str], mount: Moun
     assert not (disk / "out" / "_SUCCESS.json").exists()
     assert not (disk / "out" / "manifest.parquet").exists()
     assert published(disk / "out").items() <= calm.items()
+    assert len(list((disk / "out").glob("_state/commits/*"))) in commits  # it was full when it was to be
     mount("disk", "32m")
     assert run(world, disk / "out", **TILING).exit is Exit.DONE
     assert published(disk / "out") == calm
