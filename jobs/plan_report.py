@@ -12,7 +12,7 @@ from panoptile.jobs.job_record import read_job
 from panoptile.jobs.prepare import Prepared
 from panoptile.jobs.report_text import plan_fields, plan_text
 from panoptile.jobs.resume import Explanation, explain_job
-from panoptile.jobs.state import store_errors
+from panoptile.jobs.state import read_errors
 from panoptile.pipeline.inputs import shown
 from panoptile.pipeline.nodata_share import nodata_share
 from panoptile.pipeline.plan import RasterPlan
@@ -33,7 +33,7 @@ _WHY = {
 def pending(prepared: Prepared) -> Explanation | None:
     """What of the job is not done yet; None where OUT holds no job. Raises :class:`JobError`."""
     store = open_store(prepared.spec.out)
-    with store_errors(prepared.spec.out):
+    with read_errors(prepared.spec.out):
         if read_job(store) is None:
             return None
         return explain_job(store, prepared, retry_quarantined=True)

@@ -30,8 +30,8 @@ def redraw(out: str, max_side: int) -> list[str]:
         if not store.exists(layout.SUCCESS):
             raise invalid(f"{out} holds no finished run: there is no {layout.SUCCESS}.")
         return [_redraw(store, layout.plan_key(key), max_side) for key in published_keys(store)]
-    except StoreUnreachable as e:
-        raise cannot_write(out, e) from e
+    except OSError as e:
+        raise cannot_write(out, e, started=True) from e
 
 
 def _redraw(store: Store, plan_key: str, max_side: int) -> str:

@@ -22,7 +22,7 @@ from PIL import Image
 from panoptile.jobs.exits import invalid
 from panoptile.jobs.finished_run import damaged, published_classes
 from panoptile.jobs.job_record import read_job
-from panoptile.jobs.state import parquet_rows, read_json, store_errors
+from panoptile.jobs.state import parquet_rows, read_errors, read_json
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
 from panoptile.pipeline.store import Store, open_store
@@ -100,7 +100,7 @@ def gather(out: str, price: float | None) -> JobReport:
         store = open_store(out)
     except ValueError as e:
         raise invalid(str(e)) from e
-    with store_errors(out), tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
+    with read_errors(out), tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
         success = read_json(store, layout.SUCCESS)
         if success is None:
             raise invalid(

@@ -109,6 +109,17 @@ def store_errors(out: str, *, started: bool = False) -> Iterator[None]:
         raise cannot_write(out, e, started=started) from e
 
 
+@contextlib.contextmanager
+def read_errors(out: str) -> Iterator[None]:
+    """The same for who only reads: exit 6 for an object store, else 2."""
+    try:
+        yield
+    except StoreUnreachable as e:
+        raise cannot_write(out, e) from e
+    except OSError as e:
+        raise invalid(f"Cannot read {out}: {e}.") from e
+
+
 def cannot_write(out: str, error: OSError, *, started: bool = False) -> JobError:
     """The sentence for a store that refuses a write: exit 6 for an object store, 4 on a full disk or once units
     have run, else 2."""

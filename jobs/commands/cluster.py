@@ -125,12 +125,12 @@ def status(
 ) -> None:
     """Say how a job stands, from OUT alone: it works when the cluster is gone."""
     from panoptile.jobs.job_status import exit_of, status_text
-    from panoptile.jobs.state import store_errors
+    from panoptile.jobs.state import read_errors
     from panoptile.jobs.watching import settled, watch_out
 
     console = Console(as_json=as_json, quiet=quiet)
     out = _out_of(target, lambda: _client(cluster, auth_token_file, insecure_cluster))
-    with store_errors(out):
+    with read_errors(out):
         found = watch_out(out, console) if watch else settled(out)
     console.data(status_text(found), found.to_json())
     if watch:
@@ -176,12 +176,12 @@ def cancel(
 ) -> None:
     """Stop a job, through OUT or, if it has not begun yet, on its cluster; what is done is kept for the next run."""
     from panoptile.jobs.cancellation import record_stop, request_cancel
-    from panoptile.jobs.state import store_errors
+    from panoptile.jobs.state import read_errors, store_errors
     from panoptile.jobs.watching import settled
 
     console = Console(as_json=as_json)
     out = _out_of(target, lambda: _client(cluster, auth_token_file, insecure_cluster))
-    with store_errors(out):
+    with read_errors(out):
         found = settled(out)
     if found.state not in ("running", "submitted"):
         console.data(f"{found.out} is not running ({found.state}): nothing was stopped", {"cancelled": False})
@@ -242,12 +242,12 @@ def _events(out: str, *, follow: bool) -> Iterator[dict[str, Any]]:
     from panoptile.jobs.event_log import read_events
     from panoptile.jobs.job_status import TERMINAL, look_at
     from panoptile.jobs.lease import Observer
-    from panoptile.jobs.state import store_errors
+    from panoptile.jobs.state import read_errors
     from panoptile.jobs.watching import WATCH_SECONDS
     from panoptile.pipeline.store import open_store
 
     # here and not around the printing: a reader that goes away, as head does, is no error of the store
-    with store_errors(out):
+    with read_errors(out):
         look_at(out)  # a folder without a job ends here
         store, seen = open_store(out), set[str]()
         observer = Observer(store)

@@ -53,14 +53,14 @@ def resume(
     from panoptile.jobs.report_text import plan_line, summary_fields, summary_text
     from panoptile.jobs.resume import explain_job, explanation_text, recorded_spec
     from panoptile.jobs.segment import run_job
-    from panoptile.jobs.state import store_errors
+    from panoptile.jobs.state import read_errors
 
     store = _open(out)
-    with store_errors(out):
+    with read_errors(out):
         spec = recorded_spec(store, changes)
     prepared = prepare(spec, any_job=explain)
     if explain:
-        with store_errors(out):
+        with read_errors(out):
             explanation = explain_job(store, prepared, retry_quarantined=retry_quarantined)
         console.data(explanation_text(explanation), explanation.to_json())
         return
@@ -74,12 +74,12 @@ def resume(
 
 def verify(out: opt.JobFolder, as_json: opt.Json = False) -> None:
     """Read everything again and compare it with what was promised: fragments, published files, manifest."""
-    from panoptile.jobs.state import store_errors
+    from panoptile.jobs.state import read_errors
     from panoptile.jobs.verify import verified_text
     from panoptile.jobs.verify import verify as verify_store
 
     store = _open(out)
-    with store_errors(out):
+    with read_errors(out):
         verified = verify_store(store)
     Console(as_json=as_json).data(verified_text(store, verified), verified.to_json())
     raise typer.Exit(int(verified.exit))

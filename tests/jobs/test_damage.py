@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -286,3 +288,33 @@ def test_no_command_breaks_over_a_damaged_file(
         assert code in (0, 2), told
         assert "Traceback" not in told
         assert told.count("error:") == (code == 2)
+
+
+def test_who_only_reads_does_not_speak_of_writing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that cannot be read: status, logs, verify, report and --explain say so, exit 2 in one sentence."""
+    (finished / "_SUCCESS.json").unlink()
+    (finished / "_SUCCESS.json").mkdir()
+    for command in ("status", "logs", "verify", "report"):
+        assert panoptile(command, finished) == 2
+        assert capsys.readouterr().err.startswith(f"error: Cannot read {finished}: ")
+    (finished / "job.json").unlink()
+    (finished / "job.json").mkdir()
+    assert panoptile("resume", finished, "--explain") in (0, 2)
+    assert "Cannot write" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "target"), [("report", "report.html"), ("preview", "previews")])
+def test_a_page_or_picture_that_cannot_be_written_is_said_to(
+    finished: Path, command: str, target: str
+) -> None:
+    """Something is in the way of what is to be written: exit 4 in one sentence, no traceback."""
+    if target == "previews":
+        shutil.rmtree(finished / target)
+        (finished / target).touch()
+    else:
+        (finished / target).mkdir()
+    argv = [sys.executable, "-m", "panoptile", command, str(finished)]
+    ended = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 4, ended.stderr
+    assert ended.stderr.startswith("error: Cannot write to")
+    assert ended.stderr.count("\n") == 1
