@@ -1,8 +1,9 @@
 """The kill loop: SIGKILL at random times and at named places, one an attempt, until the job is done all the same.
 
 A driver that is killed ends its attempt, and the next attempt continues on the same folder. A worker that is killed
-does not: its driver goes on without it. Every folder is compared with a calm run when it is finished, and a reader
-that polls all the while checks every byte that is visible.
+does not: its driver goes on without it; nor does the process that publishes one of several inputs beside the workers.
+Every folder is compared with a calm run when it is finished, and a reader that polls all the while checks every byte
+that is visible.
 
     python -m tests.jobs.kill_loop --kills 200        (prints its figures as JSON; see --help)
 """
@@ -15,6 +16,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +64,9 @@ LATE_POINTS = (
 )
 """In the order in which a run reaches them."""
 
+BESIDE = " beside the run"
+"""Behind a late place that a process of its own reaches, because the job has several inputs."""
+
 ATTEMPT_SECONDS = 180.0
 
 
@@ -103,7 +108,7 @@ class Figures:
     def to_json(self) -> dict[str, object]:
         return {
             "kills": self.killed,
-            "points": len([name for name in self.kills if "." in name]),
+            "points": len({name.removesuffix(BESIDE) for name in self.kills if "." in name}),
             "by_point": dict(sorted(self.kills.items())),
             "by_engine": dict(self.by_engine),
             "attempts": self.attempts,
@@ -122,13 +127,14 @@ class Figures:
 
 def attempt_at_point(job: Job, out: str, engine: Engine, point: str, number: int, figures: Figures) -> bool:
     """Run until the ``number``-th time that ``point`` is reached; True if the job is finished all the same."""
+    place, point = point, point.removesuffix(BESIDE)
     with tempfile.TemporaryDirectory() as folder:
         mark = Path(folder) / "killed"
         env = {VARIABLE: f"{point}:{number}", ONCE_VARIABLE: str(mark)}
         with _running(job, out, engine, figures, env) as process:
             code = _wait(process, figures, point)
         if mark.exists():
-            _count(figures, point, engine, out)
+            _count(figures, place if code == 0 else point, engine, out)  # else the run itself got there
     return code == 0
 
 
@@ -282,16 +288,25 @@ def check_finished(store: Store, calm: dict[str, str], figures: Figures) -> None
     figures.doubled += sum(count - 1 for count in fragments.values()) + abs(len(fragments) - len(units))
 
 
+def is_of_several(number: int) -> bool:
+    """Whether the ``number``-th folder is of the job with several inputs."""
+    return number % 5 in (0, 3)
+
+
 def steps_of(rng: random.Random, number: int, kills: int) -> list[str]:
     """What is killed in the ``number``-th folder, attempt by attempt.
 
-    In most: an early place, the driver at a random time, and at last a worker (that attempt finishes the job). In
-    every fifth: a few early places, then the late ones in their order, up to the moment after ``_SUCCESS.json``.
+    In most: an early place, the driver at a random time, and at last a worker (that attempt finishes the job); with
+    several inputs an early place, and then who publishes beside the workers. In every fifth: a few early places, then
+    the late ones in their order, up to the moment after ``_SUCCESS.json``.
     """
     if number % 5 == 2:
         early = sorted(rng.sample(range(len(EARLY_POINTS)), 3))
         return [*(EARLY_POINTS[i] for i in early), *LATE_POINTS][-kills:]
-    steps = [rng.choice(EARLY_POINTS), "driver", rng.choice(["worker", *WORKER_POINTS])]
+    if is_of_several(number):  # while most units are open, or the run itself would publish what is left
+        steps = [rng.choice(EARLY_POINTS), rng.choice(["publish.input", *FINISH_POINTS]) + BESIDE]
+    else:
+        steps = [rng.choice(EARLY_POINTS), "driver", rng.choice(["worker", *WORKER_POINTS])]
     return steps[-kills:]
 
 
@@ -315,13 +330,20 @@ def torment(
 
 
 def kill_loop(
-    job: Job, places: dict[str, int], kills_per_folder: int, seed: int, *, ray_kills: int = 0
+    job: Job,
+    places: dict[str, int],
+    kills_per_folder: int,
+    seed: int,
+    *,
+    ray_kills: int = 0,
+    several: Job | None = None,
 ) -> Figures:
     """Kill until every place has had its share.
 
     Args:
         places: prefix under which folders are made -> kills wanted there without Ray.
         ray_kills: kills of runs on Ray, under the first place.
+        several: a job with several inputs, which some of the folders are of; None: they are all of ``job``.
     """
     rng, figures = random.Random(seed), Figures()
     wanted = [(place, "local", kills) for place, kills in places.items()]
@@ -331,8 +353,11 @@ def kill_loop(
         while figures.killed < goal:
             number += 1
             out = f"{place}/{engine}-{number}"
+            which = several if several is not None and is_of_several(number) else job
             steps = steps_of(rng, number, min(kills_per_folder, goal - figures.killed))
-            torment(job, out, engine, rng, steps, figures)  # type: ignore[arg-type]
+            if which is job:
+                steps = [s if s.removesuffix(BESIDE) == s else "worker" for s in steps]
+            torment(which, out, engine, rng, steps, figures)  # type: ignore[arg-type]
             print(f"{out}: {figures.killed} kills, {figures.polls} polls", file=sys.stderr, flush=True)
     return figures
 
@@ -340,14 +365,18 @@ def kill_loop(
 # --- what the job is -----------------------------------------------------------------------------------
 
 
-def prepare_job(folder: Path) -> Job:
-    """A world of 16 units, and the published tree of a calm run over it."""
-    from tests.jobs.runs import published, run, write_world
+def prepare_job(folder: Path, inputs: int = 1) -> Job:
+    """So many rasters of one world of 16 units, and the published tree of a calm run over them."""
+    from tests.jobs.runs import WorldFiles, published, run, write_world
     from tests.pipeline.worlds import make_world
 
     files = write_world(make_world(31, 200, 210), folder / "world")
-    run(files, folder / "calm", tile=80, overlap=24)
-    arguments = (str(files.image), "--model", files.model, "--labels", str(files.table))
+    sources = folder / "sources"
+    sources.mkdir()
+    for number in range(inputs):
+        shutil.copy(files.image, sources / f"sheet-{number}.tif")
+    run(WorldFiles(sources, files.labels, files.classes, files.table), folder / "calm", tile=80, overlap=24)
+    arguments = (str(sources), "--model", files.model, "--labels", str(files.table))
     options = ("--tile", "80", "--overlap", "24", "--workers", "1")
     environment = {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
     return Job((*arguments, *options), environment, published(folder / "calm"))
@@ -392,9 +421,8 @@ def main() -> None:
         if given.s3:
             places[stack.enter_context(s3_bucket())] = given.s3
         began = time.monotonic()
-        figures = kill_loop(
-            prepare_job(Path(folder)), places, given.per_folder, given.seed, ray_kills=given.ray
-        )
+        job, several = (prepare_job(Path(folder) / str(inputs), inputs) for inputs in (1, 3))
+        figures = kill_loop(job, places, given.per_folder, given.seed, ray_kills=given.ray, several=several)
         print(json.dumps({**figures.to_json(), "seconds": round(time.monotonic() - began)}, indent=1))
 
 

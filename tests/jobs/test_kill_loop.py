@@ -32,6 +32,12 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 @pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Three inputs: two are published beside the units of the next."""
+    return prepare_job(tmp_path_factory.mktemp("several"), 3)
+
+
+@pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     with s3_bucket() as uri:
         yield uri
@@ -43,9 +49,9 @@ def _check(figures: Figures) -> None:
     assert (figures.lost, figures.doubled, figures.torn) == (0, 0, 0)
 
 
-def test_15_kills(job: Job, bucket: str, tmp_path: Path) -> None:
+def test_15_kills(job: Job, several: Job, bucket: str, tmp_path: Path) -> None:
     """Drivers and workers are killed on disk and on S3: lost 0, doubled 0, torn 0, the bytes of a calm run."""
-    figures = kill_loop(job, {str(tmp_path): 12, f"{bucket}/few": 3}, 14, seed=3)
+    figures = kill_loop(job, {str(tmp_path): 12, f"{bucket}/few": 3}, 6, seed=3, several=several)
     _check(figures)
     assert figures.killed == 15
     assert set(figures.by_engine) == {"local, disk", "local, s3"}
@@ -53,9 +59,11 @@ def test_15_kills(job: Job, bucket: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_200_kills(job: Job, bucket: str, tmp_path: Path) -> None:
+def test_200_kills(job: Job, several: Job, bucket: str, tmp_path: Path) -> None:
     """200 kills at random times and at 12 or more places, on disk, on S3 and through Ray; over 1,000 polls."""
-    figures = kill_loop(job, {str(tmp_path): 140, f"{bucket}/many": 50}, 14, seed=7, ray_kills=12)
+    figures = kill_loop(
+        job, {str(tmp_path): 140, f"{bucket}/many": 50}, 14, seed=7, ray_kills=12, several=several
+    )
     _check(figures)
     assert figures.killed >= 200
     assert len([name for name in figures.kills if "." in name]) >= 12
