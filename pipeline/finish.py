@@ -20,7 +20,7 @@ from panoptile.pipeline.any_plan import AnyPlan
 from panoptile.pipeline.fault_points import reach
 from panoptile.pipeline.joined import Fragments, Joined, JoinedLabels, join
 from panoptile.pipeline.layout import commit_key, preview_key, tile_table_key
-from panoptile.pipeline.memory import map_large_blocks, release_unused
+from panoptile.pipeline.memory import release_unused
 from panoptile.pipeline.plan import RasterPlan, Unit
 from panoptile.pipeline.preview import write_preview
 from panoptile.pipeline.publish import publish_raster
@@ -113,7 +113,6 @@ def finish_input(
 
     Units that are not committed, and tiles that failed, are nodata in the result, never background.
     """
-    map_large_blocks()
     release_unused()
     things = frozenset(c.class_id for c in classes if c.is_thing)
     with contextlib.closing(Fragments(store, plan)) as fragments:

@@ -13,7 +13,6 @@ import pyarrow as pa
 EVERY_SECONDS = 1.0
 _released = -math.inf
 
-_M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 """glibc's name for "most arenas"; every thread that allocates may otherwise keep one of its own."""
 
@@ -29,18 +28,6 @@ def allocate_frugally() -> None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
             mallopt(_M_ARENA_MAX, 2)
-
-
-def map_large_blocks() -> None:
-    """From now on, give every block of 1 MB or more back to the system as soon as it is freed.
-
-    glibc otherwise raises that limit up to 32 MB as large blocks are freed, and keeps their memory. Not for the
-    time when a network runs in this process: its activations would be mapped anew for every tile.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def release_unused() -> None:
