@@ -27,7 +27,7 @@ from panoptile.jobs.spec import JobSpec
 
 Origin = Literal["flag", "environment", "job file", "default"]
 ENVIRONMENT_PREFIX = "PANOPTILE_"
-OTHER_VARIABLES = frozenset({"PANOPTILE_CLUSTER", "PANOPTILE_LEASE_SECONDS"})
+OTHER_VARIABLES = frozenset({"PANOPTILE_CLUSTER", "PANOPTILE_LEASE_SECONDS", "PANOPTILE_PUBLISH_SECONDS"})
 """Variables of ours that no option of a job stands for."""
 JOB_FILE_SUFFIXES = (".yaml", ".yml")
 

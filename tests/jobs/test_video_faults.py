@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.jobs.kill_loop import Job, kill_loop
+from tests.jobs.kill_loop import Job, kill_loop, s3_bucket
 from tests.jobs.kill_loop import tree as published_tree
 from tests.pipeline.moving_worlds import (
     TABLE,
@@ -185,24 +185,46 @@ def test_videos_that_cannot_be_opened_are_refused_or_left_out(tmp_path: Path) ->
     assert done.segments == len(np.unique(world.labels)) - 1
 
 
-@pytest.mark.slow
-def test_kills_on_a_video(tmp_path: Path) -> None:
-    """Drivers and workers of a video job are killed at named places and random times: lost 0, doubled 0, torn 0, the
-    bytes of a calm run."""
-    world = make_world(45, frames=130, hide_s=0.4)
-    path, echo = video_of(world, tmp_path), write_truth(world, tmp_path)
-    table = tmp_path / "table.json"
-    table.write_text(json.dumps(TABLE.to_json()))
-    model = f"echo:{echo.labels_path},{echo.classes_path}"
-    calm = JobSpec((str(path),), "memory://calm-video", model=model, labels=str(table), local=True, workers=1)
-    run_job(prepare(calm), Console(quiet=True))
-    job = Job(
-        (str(path), "--model", model, "--labels", str(table), "--workers", "1"),
-        {"OMP_NUM_THREADS": "1"},
-        published_tree(open_store(calm.out)),
-    )
-    figures = kill_loop(job, {str(tmp_path / "runs"): 10}, 10, seed=4)
+def _kill(job: Job, place: str, kills: int, ray_kills: int = 0) -> None:
+    """Kill so often under ``place``; nothing may be lost, doubled or torn."""
+    figures = kill_loop(job, {place: kills}, 10, seed=4, ray_kills=ray_kills)
     print(json.dumps(figures.to_json(), indent=1))
     assert figures.problems == []
     assert (figures.lost, figures.doubled, figures.torn) == (0, 0, 0)
-    assert figures.killed == 10
+    assert figures.killed == kills + ray_kills
+
+
+def _video_job(source: str, echo: VideoEchoFactory, folder: Path) -> Job:
+    """The video at ``source``, and the published tree of a calm run over it."""
+    table = folder / "table.json"
+    table.write_text(json.dumps(TABLE.to_json()))
+    model = f"echo:{echo.labels_path},{echo.classes_path}"
+    out = f"memory://calm-{folder.name}"
+    run_job(
+        prepare(JobSpec((source,), out, model=model, labels=str(table), local=True, workers=1)),
+        Console(quiet=True),
+    )
+    return Job(
+        (source, "--model", model, "--labels", str(table), "--workers", "1"),
+        {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"},
+        published_tree(open_store(out)),
+    )
+
+
+@pytest.mark.slow
+def test_kills_on_a_video(tmp_path: Path) -> None:
+    """Drivers and workers of a video job are killed at named places and random times, with Ray and without: lost 0,
+    doubled 0, torn 0, the bytes of a calm run."""
+    world = make_world(45, frames=130, hide_s=0.4)
+    path, echo = video_of(world, tmp_path), write_truth(world, tmp_path)
+    _kill(_video_job(str(path), echo, tmp_path), str(tmp_path / "runs"), 10, ray_kills=3)
+
+
+@pytest.mark.slow
+def test_kills_on_a_video_in_an_object_store(tmp_path: Path) -> None:
+    """The same with source and OUT on S3: what a killed run has done is found again, not done again."""
+    world = make_world(46, frames=130, hide_s=0.4)
+    path, echo = video_of(world, tmp_path), write_truth(world, tmp_path)
+    with s3_bucket() as bucket:
+        open_store(f"{bucket}/in").put_bytes("clip.mp4", path.read_bytes())
+        _kill(_video_job(f"{bucket}/in/clip.mp4", echo, tmp_path), f"{bucket}/runs", 7)
