@@ -127,9 +127,10 @@ def main() -> None:
     if a.only_inputs:
         many_inputs(a.only_inputs)
         return
-    if a.ray:
-        start_ray(max(a.replicas, default=1))
-    scale_replicas(a.replicas, a.side, a.milliseconds / 1000, not a.ray)
+    if a.replicas:
+        if a.ray:
+            start_ray(max(a.replicas))
+        scale_replicas(a.replicas, a.side, a.milliseconds / 1000, not a.ray)
     for count in a.inputs:
         subprocess.run([sys.executable, __file__, "--only-inputs", str(count)], check=True)
 
