@@ -47,7 +47,9 @@ def finished_as(store: Store, prepared: Prepared, found: Survey) -> Finished | N
         for u in plan.units()
     }
     done = finished_before(store, prepared.fingerprint, units)
-    return None if done is None or done.link != prepared.link_fields else done
+    if done is None or done.link != prepared.link_fields or done.skipped_sha256 != prepared.skipped_sha256:
+        return None
+    return done
 
 
 def summary_of(store: Store, prepared: Prepared, found: Survey, done: Finished) -> Summary | None:

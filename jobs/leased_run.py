@@ -220,6 +220,7 @@ class LeasedRun:
             "fingerprint": prepared.fingerprint,
             "inputs": len(inputs),
             "inputs_skipped": len(prepared.skipped),
+            "skipped_sha256": prepared.skipped_sha256,
             "units": prepared.units,
             "units_quarantined": quarantined,
             "segments": sum(f.segments for f in inputs),

@@ -91,6 +91,13 @@ class Prepared:
         return node_filter(self.spec, self.model.classes, area)
 
     @property
+    def skipped_sha256(self) -> str:
+        """Tells which inputs are skipped: a result says nothing of those that have come since. Empty for none."""
+        if not self.skipped:
+            return ""
+        return fingerprint({"skipped": sorted(s.uri for s in self.skipped)})
+
+    @property
     def link_fields(self) -> dict[str, object]:
         """What decides how segments of videos are linked; empty where there are none."""
         return self.spec.link_fields() if self.videos else {}
@@ -114,14 +121,14 @@ def prepare(spec: JobSpec, *, any_job: bool = False) -> Prepared:
         raise invalid(str(e)) from e
     except StoreUnreachable as e:
         raise cannot_write(spec.out, e) from e
-    if spec.regions and not rasters:
+    if spec.regions and videos and not rasters:
         raise invalid("--regions parts the stuff of rasters, but all sources are videos: leave it out.")
     model = resolve_model(spec)
     _check_class_names(spec, model.classes)
     if videos and model.channels != 3:
         raise invalid(f"A video has 3 channels, the network of --model wants {model.channels}.")
     uris = [*rasters, *videos]
-    plans, skipped = _plan_all(spec, rasters, videos, model.channels)
+    plans, skipped = _plan_all(spec, rasters, videos, model.channels, may_be_none=grows)
     for plan in plans:
         model.check_input(plan.info)
     job = spec.fingerprint(model.sha256)
@@ -171,9 +178,12 @@ def _notes(spec: JobSpec, plans: Sequence[AnyPlan], skipped: Sequence[SkippedInp
 
 
 def _plan_all(
-    spec: JobSpec, rasters: Sequence[str], videos: Sequence[str], channels: int
+    spec: JobSpec, rasters: Sequence[str], videos: Sequence[str], channels: int, *, may_be_none: bool
 ) -> tuple[tuple[AnyPlan, ...], list[SkippedInput]]:
-    """The inputs that can be segmented, cut into units, and those that --skip-invalid leaves out."""
+    """The inputs that can be segmented, cut into units, and those that --skip-invalid leaves out.
+
+    ``may_be_none``: it may leave out all of them, because OUT holds others.
+    """
     if spec.mosaic:
         return _plan_mosaic(spec, rasters, videos, channels), []
     uris = [*rasters, *videos]
@@ -195,7 +205,7 @@ def _plan_all(
         raise cannot_write(spec.out, e) from e
     plans = [p for p in found if not isinstance(p, SkippedInput)]
     wrong = [p for p in found if isinstance(p, SkippedInput)]
-    if wrong and not (spec.skip_invalid and plans):
+    if wrong and not (spec.skip_invalid and (plans or may_be_none)):
         first = "\n".join(w.message for w in wrong[:20])
         rest = "" if len(wrong) <= 20 else f"\n… and {len(wrong) - 20} more"
         hint = "\n--skip-invalid leaves such inputs out." if len(wrong) < len(uris) else ""

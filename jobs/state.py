@@ -51,6 +51,8 @@ class Finished:
     """Of the manifest."""
     link: dict[str, Any]
     """How the segments of videos were linked; empty where there are none."""
+    skipped_sha256: str
+    """Of the inputs that it skipped; empty where there were none."""
 
 
 def finished_before(store: Store, fingerprint: str, units: Mapping[str, str | None]) -> Finished | None:
@@ -75,7 +77,13 @@ def finished_before(store: Store, fingerprint: str, units: Mapping[str, str | No
     sizes = {s.key: s.size for top in ("rasters", "segments", "video") for s in store.walk(top)}
     if any(sizes.get(row["name"]) != row["bytes"] for row in rows if row["kind"] == "asset"):
         return None
-    return Finished(Exit(int(success.get("exit", 0))), metrics, rows, success.get("link", {}))
+    return Finished(
+        Exit(int(success.get("exit", 0))),
+        metrics,
+        rows,
+        success.get("link", {}),
+        str(success.get("skipped_sha256", "")),
+    )
 
 
 def _is_recorded(store: Store, success: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from tests.pipeline.worlds import make_world
 
 from panoptile.jobs.console import Console
 from panoptile.jobs.earlier_result import Summary
-from panoptile.jobs.exits import JobError
+from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.resume import recorded_spec
 from panoptile.jobs.segment import run_job
@@ -63,6 +64,10 @@ class Nights:
     def listed(self) -> set[str]:
         rows = pq.read_table(self.out / "manifest.parquet").to_pylist()
         return {Path(r["source_uri"]).name for r in rows}
+
+    def dead(self) -> list[str]:
+        rows = pq.read_table(self.out / "deadletter.parquet").to_pylist()
+        return [Path(r["source_uri"]).name for r in rows]
 
     def items(self) -> set[str]:
         return {p.name.rsplit("-", 1)[0] for p in (self.out / "catalog" / "items").glob("*.json")}
@@ -177,6 +182,37 @@ def test_a_night_without_anything_new_is_no_failure(nights: Nights) -> None:
     shutil.rmtree(nights.sheets)
     with pytest.raises(JobError, match="does not exist"):
         prepare(nights.spec())
+
+
+def test_a_night_that_brings_only_a_broken_sheet(nights: Nights) -> None:
+    """With --skip-invalid it goes to the dead letter (exit 3), and what was finished stays; in a new OUT it is exit 2."""
+    nights.add("a.tif")
+    nights.run(skip_invalid=True)
+    before = nights.listed()
+    (nights.sheets / "a.tif").unlink()
+    (nights.sheets / "b.tif").write_bytes(b"II*\0broken")
+    summary = nights.run(skip_invalid=True, max_failures="50%")
+    assert summary.exit is Exit.QUARANTINED
+    assert nights.listed() == before
+    assert nights.dead() == ["b.tif"]
+    assert nights.run(skip_invalid=True, max_failures="50%").already_done
+    (nights.sheets / "b.tif").rename(nights.sheets / "c.tif")
+    assert nights.run(skip_invalid=True, max_failures="50%").exit is Exit.QUARANTINED
+    assert nights.dead() == ["c.tif"]
+    with pytest.raises(JobError) as refused:
+        prepare(dataclasses.replace(nights.spec(skip_invalid=True), out=str(nights.out.parent / "new")))
+    assert refused.value.code is Exit.INVALID
+    (nights.sheets / "c.tif").unlink()
+    assert nights.run(skip_invalid=True).exit is Exit.DONE
+    assert not (nights.out / "deadletter.parquet").exists()
+
+
+def test_an_empty_night_of_a_job_with_regions(nights: Nights) -> None:
+    """--regions does not take a folder without sheets for one of videos."""
+    nights.add("a.tif")
+    nights.run(regions=("grass",))
+    (nights.sheets / "a.tif").unlink()
+    assert nights.run(regions=("grass",)).exit is Exit.DONE
 
 
 def test_without_the_option_other_sources_are_refused(nights: Nights) -> None:
