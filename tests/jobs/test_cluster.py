@@ -221,7 +221,10 @@ def test_what_the_cluster_lacks_is_named(shell: Shell) -> None:
 @pytest.mark.usefixtures("nodes")
 def test_a_job_is_cancelled_and_goes_on(folder: Path, shell: Shell) -> None:
     """cancel ends the job with 143; the same submit goes on under the next id, and nothing is done twice."""
-    line = f"panoptile submit {echo_job('scenes/north.tif')} -o stopped --auth-token-file token"
+    (folder / "many").mkdir()
+    for number in range(4):  # one scene is done before a run looks whether it was cancelled
+        shutil.copy(folder / "scenes" / "north.tif", folder / "many" / f"{number}.tif")
+    line = f"panoptile submit {echo_job('many')} -o stopped --auth-token-file token"
     job_id = shell.run(line, write=False).stdout.splitlines()[-1]
     until = time.monotonic() + COMMAND_SECONDS
     while not any((folder / "stopped").glob("_state/lease/*")):  # it has begun; its replica starts now
@@ -233,12 +236,12 @@ def test_a_job_is_cancelled_and_goes_on(folder: Path, shell: Shell) -> None:
     assert "interrupted" in watched.stdout
     assert "error" not in watched.stdout  # watching was not what was interrupted
     kept = commits(folder / "stopped")
-    assert kept < 76
+    assert kept < 4 * 76
     resumed = shell.run(f"{line} --watch")
     assert resumed.stdout.splitlines()[-1] == f"{job_id}-r2"
     metrics = json.loads((folder / "stopped" / "metrics.json").read_text())
-    assert sum(r["units"] for r in metrics["runs"]) == 76
-    assert metrics["units_run"] == 76 - kept
+    assert sum(r["units"] for r in metrics["runs"]) == 4 * 76
+    assert metrics["units_run"] == 4 * 76 - kept
 
 
 @pytest.mark.usefixtures("nodes")
