@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from panoptile.jobs.console import Console
@@ -39,26 +40,40 @@ def settled(out: str) -> JobStatus:
     return look_at(out, observer)
 
 
-def watch_out(out: str, console: Console) -> JobStatus:
-    """Follow a job in OUT to its end. Raises :class:`JobError` (exit 6) for a submitted one that does not begin."""
-    look_at(out)
-    observer, said = Observer(open_store(out)), ""
+def looks(out: str) -> Iterator[JobStatus]:
+    """How a job in OUT stands, every ``WATCH_SECONDS`` to its end. Raises :class:`JobError` (exit 6) for one that does
+    not begin."""
+    look_at(out)  # a folder without a job ends here
+    observer = Observer(open_store(out))
     until = time.monotonic() + BEGIN_SECONDS
     while True:
         found = look_at(out, observer)
-        if found.state == "submitted" and time.monotonic() > until:
-            raise JobError(
-                Exit.UNREACHABLE,
-                f"{found.job_id} was submitted to {found.cluster} but has not begun within {BEGIN_SECONDS:.0f} s: see "
-                f"what the cluster says of it with panoptile list --cluster {found.cluster}.",
-            )
+        if found.state in ("submitted", "planned") and time.monotonic() > until:
+            raise JobError(Exit.UNREACHABLE, _not_begun(found))
+        yield found
+        if found.state in TERMINAL:
+            return
+        time.sleep(WATCH_SECONDS)
+
+
+def _not_begun(found: JobStatus) -> str:
+    if found.job_id is None:
+        return f"No run of {found.out} has begun within {BEGIN_SECONDS:.0f} s: start one with panoptile resume {found.out}."
+    return (
+        f"{found.job_id} was submitted to {found.cluster} but has not begun within {BEGIN_SECONDS:.0f} s: see what the "
+        f"cluster says of it with panoptile list --cluster {found.cluster}."
+    )
+
+
+def watch_out(out: str, console: Console) -> JobStatus:
+    """Follow a job in OUT to its end, as :func:`looks` does, and say how it goes on."""
+    said = ""
+    for found in looks(out):
         line = _progress(found.state, found)
         if line != said:
             console.say(line)
             said = line
-        if found.state in TERMINAL:
-            return found
-        time.sleep(WATCH_SECONDS)
+    return found
 
 
 def watch_job(client: JobSubmissionClient, job_id: str, out: str, console: Console) -> int:

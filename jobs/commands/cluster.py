@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -240,20 +239,14 @@ def _out_of(target: str | None, client: Any) -> str:
 def _events(out: str, *, follow: bool) -> Iterator[dict[str, Any]]:
     """What OUT tells so far, and with ``follow`` what comes until the job ends."""
     from panoptile.jobs.event_log import read_events
-    from panoptile.jobs.job_status import TERMINAL, look_at
-    from panoptile.jobs.lease import Observer
+    from panoptile.jobs.job_status import look_at
     from panoptile.jobs.state import read_errors
-    from panoptile.jobs.watching import WATCH_SECONDS
+    from panoptile.jobs.watching import looks
     from panoptile.pipeline.store import open_store
 
     # here and not around the printing: a reader that goes away, as head does, is no error of the store
     with read_errors(out):
         look_at(out)  # a folder without a job ends here
         store, seen = open_store(out), set[str]()
-        observer = Observer(store)
-        while True:
-            ended = look_at(out, observer).state in TERMINAL
+        for _ in looks(out) if follow else [None]:
             yield from read_events(store, seen)
-            if ended or not follow:
-                return
-            time.sleep(WATCH_SECONDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import http.server
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -214,15 +215,31 @@ def test_a_job_that_has_not_begun_can_be_cancelled(
     assert look_at(out).state == "submitted"
 
 
+@pytest.mark.parametrize("command", [["status", "--watch"], ["logs", "-f"]])
 def test_a_submitted_job_that_never_begins_is_not_watched_for_ever(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     """Exit 6 after the deadline, and where to look."""
     client: Any = FakeClient([node()])
     submit(client, prepared, wheel=None, say=say)
     monkeypatch.setattr(watching, "BEGIN_SECONDS", 0.0)
     with pytest.raises(JobError, match="has not begun") as e:
-        CliRunner().invoke(app, ["status", prepared.spec.out, "--watch"], catch_exceptions=False)
+        CliRunner().invoke(app, [*command, prepared.spec.out], catch_exceptions=False)
+    assert int(e.value.code) == 6
+
+
+def test_a_job_that_nobody_runs_is_not_watched_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that died before it took the folder leaves a plan: exit 6, and how to start it."""
+    files = write_world(make_world(seed=1, height=100, width=120), tmp_path / "world")
+    run(files, tmp_path / "out")
+    for left in ("_SUCCESS.json", "_state/lease", "_state/beat", "_state/ended"):
+        path = tmp_path / "out" / left
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    monkeypatch.setattr(watching, "BEGIN_SECONDS", 0.0)
+    with pytest.raises(JobError, match="panoptile resume") as e:
+        CliRunner().invoke(app, ["status", str(tmp_path / "out"), "--watch"], catch_exceptions=False)
     assert int(e.value.code) == 6
 
 
