@@ -186,21 +186,8 @@ class _Measured:
 
     def joined(self) -> Regions:
         """All blocks as one."""
-        n = self._count
-        part = {name: np.concatenate(arrays) for name, arrays in self._parts.items()} if n else None
-        if part is None:
-            none = np.zeros(0, np.int64)
-            return Regions(
-                none.astype(np.int32),
-                none.astype(np.uint32),
-                none,
-                none,
-                none.astype(bool),
-                none.reshape(0, 2),
-            )
-        edges = part["edges"]
-        graph = sparse.coo_array((np.ones(len(edges), np.bool_), (edges[:, 0], edges[:, 1])), shape=(n, n))
-        count, of = csgraph.connected_components(graph, directed=False)
+        part = {name: np.concatenate(arrays) for name, arrays in self._parts.items()}
+        count, of = _components(part["edges"], self._count)
         segments = np.zeros(count, np.uint32)
         segments[of] = part["segments"]
         areas, first = np.zeros(count, np.int64), np.full(count, np.iinfo(np.int64).max)
@@ -210,7 +197,7 @@ class _Measured:
         edge[of[part["at_edge"]]] = True
         owners = part["tiles"].astype(np.int64)
         owners[:, 0] = of[owners[:, 0]]
-        return Regions(of.astype(np.int32), segments, areas, first, edge, np.unique(owners, axis=0))
+        return Regions(of, segments, areas, first, edge, np.unique(owners, axis=0))
 
     def _keep(self, name: str, values: NDArray[np.generic]) -> None:
         self._parts[name].append(values)
@@ -246,6 +233,15 @@ class _Measured:
             number = self._grid.tile_id(tile.row, tile.col)
             found.append(np.stack([owned, np.full(len(owned), number)], axis=1))
         self._keep("tiles", np.concatenate(found))
+
+
+def _components(edges: NDArray[np.generic], n: int) -> tuple[int, NDArray[np.int32]]:
+    """How many components ``n`` nodes have along the edges (E, 2), and the component of each."""
+    if n == 0:
+        return 0, np.zeros(0, np.int32)
+    graph = sparse.coo_array((np.ones(len(edges), np.bool_), (edges[:, 0], edges[:, 1])), shape=(n, n))
+    count, of = csgraph.connected_components(graph, directed=False)
+    return count, of.astype(np.int32)
 
 
 def _touching(before: NDArray[np.int64], now: NDArray[np.int64]) -> NDArray[np.int64]:
