@@ -33,6 +33,7 @@ def main(text: str) -> None:
     """Ask every living node, and print what each says."""
     request = json.loads(text)
     import ray
+    from ray.exceptions import NodeDiedError, TaskUnschedulableError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ray.init(log_to_driver=False)
@@ -48,7 +49,10 @@ def main(text: str) -> None:
     answers = []
     for node in nodes:
         ref = refs[node["NodeID"]]
-        seen = ray.get(ref, timeout=10) if ref in done else None
+        try:
+            seen = ray.get(ref, timeout=10) if ref in done else None
+        except (NodeDiedError, TaskUnschedulableError):
+            continue  # it died a moment ago, and Ray still named it: a job does without it too
         resources = {k: v for k, v in node["Resources"].items() if k in ("CPU", "GPU") or "accelerator" in k}
         answers.append({"node": node["NodeManagerHostname"], "resources": resources, "seen": seen})
     print(ANSWER + json.dumps(answers), flush=True)

@@ -44,12 +44,20 @@ class Nodes:
 
     def kill_raylet(self, node: int) -> None:
         """SIGKILL of a node's raylet, as the system does when memory is short; its workers follow it."""
-        [raylet] = [
-            p
-            for p in psutil.Process(self.processes[node].pid).children(recursive=True)
-            if p.name() == "raylet"
-        ]
-        raylet.kill()
+        self._raylet(node).kill()
+
+    def is_at_work(self, node: int) -> bool:
+        """Whether a replica on the node has a unit: Ray's workers carry what they run in their titles."""
+        for process in self._raylet(node).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "_WorkerActor.run" in " ".join(process.cmdline()):
+                    return True
+        return False
+
+    def _raylet(self, node: int) -> psutil.Process:
+        below = psutil.Process(self.processes[node].pid).children(recursive=True)
+        [raylet] = [p for p in below if p.name() == "raylet"]
+        return raylet
 
     def close(self) -> None:
         """End every process of every node: what they started, and orphans, which carry the cluster's mark.

@@ -13,9 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
+import ray
 import yaml
+from ray.exceptions import TaskUnschedulableError
 from tests.jobs.runs import run, write_world
 from tests.pipeline.worlds import make_world
 from typer.testing import CliRunner
@@ -25,6 +28,7 @@ from panoptile.jobs.cancellation import SUBMISSION
 from panoptile.jobs.cli import app
 from panoptile.jobs.cluster import ClusterAddress, asks_for_token, connect
 from panoptile.jobs.cluster_probe import ANSWER, look
+from panoptile.jobs.cluster_probe import main as probe_main
 from panoptile.jobs.code_package import JOB_FILE, pack
 from panoptile.jobs.commands import cluster as cluster_commands
 from panoptile.jobs.exits import JobError
@@ -438,3 +442,36 @@ def test_a_wrong_address_is_one_sentence(url: str, token: str | None, words: str
         ClusterAddress(url, token)
     assert int(e.value.code) == 2
     assert "secret" not in str(e.value)
+
+
+def test_the_probe_leaves_out_a_node_that_has_just_died(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ray still names it for a while: the job does without it, instead of being refused."""
+    nodes = [
+        {"NodeID": name, "Alive": True, "NodeManagerHostname": name, "Resources": {"CPU": 2.0}}
+        for name in ("living", "dead")
+    ]
+
+    def get(ref: str, timeout: float) -> dict[str, object]:
+        if ref == "dead":
+            raise TaskUnschedulableError("it does not exist any more")
+        return look([], [])
+
+    task = mock.Mock()
+    task.options.side_effect = lambda scheduling_strategy: mock.Mock(
+        remote=lambda *_: scheduling_strategy.node_id
+    )
+    with (
+        mock.patch.multiple(
+            ray,
+            init=mock.DEFAULT,
+            nodes=lambda: nodes,
+            remote=lambda **_: lambda function: task,
+            wait=lambda refs, num_returns, timeout: (refs, []),
+            get=get,
+        ),
+        mock.patch("ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy") as affinity,
+    ):
+        affinity.side_effect = lambda node_id, soft: mock.Mock(node_id=node_id)
+        probe_main(json.dumps({"paths": [], "tokens": []}))
+    answers = json.loads(capsys.readouterr().out.removeprefix(ANSWER))
+    assert [a["node"] for a in answers] == ["living"]
