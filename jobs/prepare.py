@@ -309,9 +309,10 @@ def check_output(out: str, fingerprint: str, spec: JobSpec, model_sha256: str, u
             f"{out} holds files that are not panoptile's ({', '.join(foreign[:3])}): choose an empty folder with -o."
         )
     if layout.JOB not in entries and not store.exists(layout.JOB_COPY):
-        if entries and not is_unstarted(store):
+        if not entries or is_unstarted(store):
+            return
+        if not store.exists(layout.JOB):  # else another run has begun the job since the folder was listed
             raise invalid(f"{out} is not empty but holds no {layout.JOB}: choose an empty folder with -o.")
-        return
     check_same_job(
         store, fingerprint, spec.fingerprint_fields(model_sha256), list(uris), growing=spec.incremental
     )

@@ -23,6 +23,7 @@ from panoptile.jobs.open_units_run import OpenUnitsRun
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.spec import IfRunning, JobSpec
 from panoptile.pipeline.store import Store, open_store
+from panoptile.pipeline.store_local import LocalStore
 
 TILING = {"tile": 80, "overlap": 24}
 QUIET = Console(quiet=True)
@@ -209,6 +210,18 @@ def test_two_runs_at_once_run_every_unit_once(
     assert a.inputs == b.inputs
     assert published(tmp_path / "out") == calm
     assert a.metrics["units_run"] == a.metrics["units"]
+
+
+def test_a_job_that_another_run_begins_meanwhile_is_no_foreign_folder(
+    world: WorldFiles, calm: dict[str, str], tmp_path: Path
+) -> None:
+    """Between listing the folder and looking at it, another run writes job.json: this one goes on with the same job."""
+    out = tmp_path / "out"
+    run(world, out, **TILING)
+    with mock.patch.object(LocalStore, "entries", side_effect=[["_state"], ["_state", "job.json"]]):
+        (out / "_state" / "job.json").unlink()  # the copy comes after job.json
+        assert run(world, out, **TILING).exit is Exit.DONE
+    assert published(out) == calm
 
 
 def test_a_run_that_was_taken_for_dead_does_no_harm(
