@@ -93,7 +93,14 @@ def render(schedule: Schedule, target: Target) -> str:
             "--local runs on one machine, and a RayCronJob is a cluster: leave it out, or use --as k8s."
         )
     manifest = _cron_job(schedule) if target == "k8s" else _ray_cron_job(schedule)
-    return "---\n".join(yaml.safe_dump(d, sort_keys=False) for d in (_config_map(schedule), manifest))
+    note = "" if target == "k8s" else f"{_OPERATOR_NOTE}{_OPERATOR_ZONE_NOTE if schedule.timezone else ''}"
+    return note + "---\n".join(yaml.safe_dump(d, sort_keys=False) for d in (_config_map(schedule), manifest))
+
+
+_OPERATOR_NOTE = (
+    "# RayCronJob is alpha: it needs KubeRay 1.6 or newer, started with its feature gate RayCronJob=true\n"
+)
+_OPERATOR_ZONE_NOTE = "# timeZone needs KubeRay 1.7 or newer; an older one refuses the field\n"
 
 
 def command(executable: str, schedule: Schedule, job_file: str | None) -> list[str]:

@@ -17,6 +17,7 @@ import pytest
 import referencing
 import yaml
 from referencing.jsonschema import DRAFT202012
+from tests.jobs.raycronjob_schema import raycronjob_schema
 from typer.testing import CliRunner
 
 from panoptile.jobs.cli import app
@@ -37,20 +38,31 @@ def rendered(*args: str) -> str:
     return result.stdout
 
 
-def kubernetes_errors(kind: str, document: Any) -> list[str]:
-    """What Kubernetes' published strict schema of a kind says against a document."""
+def kubernetes_schema(file: str) -> Any:
+    """A file of Kubernetes' published strict schema: a kind's, or the definitions that all kinds refer to."""
     import kubernetes_validate
 
-    folder = (
-        Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema" / f"v{KUBERNETES}-local-strict"
-    )
-    schema = json.loads((folder / f"{kind}.json").read_text())
-    definitions = json.loads((folder / "_definitions.json").read_text())
+    folder = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
+    return json.loads((folder / f"v{KUBERNETES}-local-strict" / file).read_text())
+
+
+def schema_errors(schema: Any, document: Any) -> list[str]:
+    """What a schema that may refer to Kubernetes' definitions says against a document."""
+    definitions = kubernetes_schema("_definitions.json")
     resource = referencing.Resource.from_contents(definitions, DRAFT202012)
-    registry = resource @ referencing.Registry()  # under its own $id, to which the kinds' schemas refer
-    return [
-        e.message for e in jsonschema.Draft202012Validator(schema, registry=registry).iter_errors(document)
-    ]
+    registry = resource @ referencing.Registry()  # under its own $id, to which the schemas refer
+    validator = jsonschema.Draft202012Validator(schema, registry=registry)
+    return [e.message for e in validator.iter_errors(document)]
+
+
+def kubernetes_errors(kind: str, document: Any) -> list[str]:
+    """What Kubernetes' published strict schema of a kind says against a document."""
+    return schema_errors(kubernetes_schema(f"{kind}.json"), document)
+
+
+def raycronjob_errors(document: Any) -> list[str]:
+    """What KubeRay's definition of the RayCronJob says against a document."""
+    return schema_errors(raycronjob_schema(kubernetes_schema("_definitions.json")["$id"]), document)
 
 
 def test_the_kubernetes_manifest_is_valid() -> None:
@@ -76,20 +88,93 @@ def test_the_schema_check_can_fail() -> None:
     assert kubernetes_errors("cronjob-batch-v1", job)
 
 
-def test_the_raycronjob_is_valid() -> None:
-    """Its levels have KubeRay's field names and types, its pods fulfil Kubernetes' schema."""
-    schedule = Schedule(
-        REMOTE, "0 2 * * *", "nightly", "UTC", "registry/panoptile:1", gpus=4, claim="sheets:/data"
-    )
-    _, job = yaml.safe_load_all(render(schedule, "raycronjob"))
-    schema = json.loads((Path(__file__).parent / "raycronjob.schema.json").read_text())
-    jsonschema.Draft7Validator(schema).validate(job)
-    cluster = job["spec"]["jobTemplate"]["rayClusterSpec"]
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        assert kubernetes_errors("podtemplatespec-v1", group["template"]) == []
-    words = shlex.split(job["spec"]["jobTemplate"]["entrypoint"])
-    assert words[words.index("--workers") + 1] == "4"
-    assert cluster["workerGroupSpecs"][0]["maxReplicas"] == 4
+def raycronjob(**options: Any) -> Any:
+    schedule = Schedule(REMOTE, "0 2 * * *", "nightly", image="registry/panoptile:1", **options)
+    return list(yaml.safe_load_all(render(schedule, "raycronjob")))[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"timezone": "Europe/Zurich", "namespace": "gis", "secret": "s3-keys", "gpus": 4},
+        {"gpus": 2, "claim": "sheets:/data", "cpus": 7, "memory": "1.5Gi", "deadline": 60},
+    ],
+)
+def test_the_raycronjob_is_valid(options: dict[str, Any]) -> None:
+    """Every field, of Ray's levels and of the pods, is one of the published definition, with its type."""
+    job = raycronjob(**options)
+    assert raycronjob_errors(job) == []
+    template = job["spec"]["jobTemplate"]
+    words = shlex.split(template["entrypoint"])
+    gpus = options.get("gpus", 0)
+    assert words[words.index("--workers") + 1] == str(max(1, gpus))
+    assert template["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"] == max(1, gpus)
+
+
+def test_a_raycronjob_says_what_operator_it_needs() -> None:
+    """The alpha resource wants a feature gate, and a time zone a newer operator: the manifest begins with it."""
+    plain = render(Schedule(REMOTE, "0 2 * * *", image="i"), "raycronjob")
+    zoned = render(Schedule(REMOTE, "0 2 * * *", image="i", timezone="UTC"), "raycronjob")
+    assert "KubeRay 1.6" in plain.splitlines()[0]
+    assert "KubeRay 1.7" not in plain
+    assert "KubeRay 1.7" in zoned.splitlines()[1]
+
+
+def _at(document: Any, path: str) -> tuple[Any, Any]:
+    *parents, last = (int(word) if word.isdigit() else word for word in path.split("."))
+    for name in parents:
+        document = document[name]
+    return document, last
+
+
+POD = "spec.jobTemplate.rayClusterSpec.workerGroupSpecs.0.template.spec"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("spec.concurrencyPolicy", "Forbid"),  # Kubernetes' CronJob has it, this resource has not
+        ("spec.timezone", "UTC"),
+        ("spec.timeZone", ""),
+        ("spec.schedule", 2),
+        ("spec.jobTemplate.backofLimit", 2),
+        ("spec.jobTemplate.preRunningDeadlineSeconds", 0),
+        ("spec.jobTemplate.ttlSecondsAfterFinished", 2**31),
+        ("spec.jobTemplate.deletionStrategy", {"onSuccess": {"policy": "DeleteSelf"}}),
+        ("spec.jobTemplate.deletionStrategy", {"deletionRules": []}),
+        ("spec.jobTemplate.rayClusterSpec.headGroupSpec.rayStartParams", {"num-gpus": 0}),
+        ("spec.jobTemplate.rayClusterSpec.headGroupSpec.replicas", 1),
+        ("spec.jobTemplate.rayClusterSpec.headGroupSpec.template.metadata", {"uid": "x"}),
+        ("spec.jobTemplate.rayClusterSpec.workerGroupSpecs.0.minReplica", 1),
+        ("spec.jobTemplate.rayClusterSpec.autoscalerOptions", {"upscalingMode": "Fast"}),
+        (f"{POD}.volumes.0.configMap.naem", "nightly"),
+        (f"{POD}.containers.0.resources.limits.memory", ["16Gi"]),
+    ],
+)
+def test_the_check_of_a_raycronjob_can_fail(path: str, value: Any) -> None:
+    """A misspelt, mistyped or contradictory field is found on every level."""
+    job = raycronjob(timezone="UTC", gpus=1)
+    parent, name = _at(job, path)
+    parent[name] = value
+    assert raycronjob_errors(job)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "spec.schedule",
+        "spec.jobTemplate.rayClusterSpec.headGroupSpec",
+        "spec.jobTemplate.rayClusterSpec.workerGroupSpecs.0.maxReplicas",
+        f"{POD}.containers",
+    ],
+)
+def test_the_check_of_a_raycronjob_wants_what_is_required(path: str) -> None:
+    """A required field that is gone is found."""
+    job = raycronjob(gpus=1)
+    parent, name = _at(job, path)
+    del parent[name]
+    assert raycronjob_errors(job)
 
 
 def test_the_raycronjob_fulfils_the_published_definition() -> None:
@@ -99,8 +184,7 @@ def test_the_raycronjob_fulfils_the_published_definition() -> None:
         pytest.skip("PANOPTILE_KUBERAY_CRD does not name KubeRay's ray.io_raycronjobs.yaml")
     definition = yaml.safe_load(Path(path).read_text())
     schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    _, job = yaml.safe_load_all(render(Schedule(REMOTE, "0 2 * * *", image="i"), "raycronjob"))
-    jsonschema.Draft7Validator(schema).validate(job)
+    jsonschema.Draft7Validator(schema).validate(raycronjob(gpus=2))
 
 
 def test_the_job_in_the_manifest_is_the_job(tmp_path: Path) -> None:
