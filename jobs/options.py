@@ -308,6 +308,14 @@ MinHits = Annotated[
         rich_help_panel=_LINKING,
     ),
 ]
+CameraMotion = Annotated[
+    bool,
+    typer.Option(
+        "--camera-motion/--no-camera-motion",
+        help="Count overlap after moving the frame before as the whole picture has, where that is plain to see.",
+        rich_help_panel=_LINKING,
+    ),
+]
 SceneCut = Annotated[
     float,
     typer.Option(
@@ -379,6 +387,7 @@ JOB: Mapping[str, Any] = {
     "min_iou": MinIou,
     "birth_score": BirthScore,
     "min_hits": MinHits,
+    "camera_motion": CameraMotion,
     "scene_cut": SceneCut,
     "workers": Workers,
     "local": Local,

@@ -33,12 +33,13 @@ LINK_OPTIONS = (
     "min_iou",
     "birth_score",
     "min_hits",
+    "camera_motion",
     "scene_cut",
 )
 MINVIS_IGNORES = tuple(name for name in LINK_OPTIONS if name not in ("link", "min_hits"))
 """Fields that ``relink`` can change without segmenting anew."""
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Raised whenever equal parameters can give other pixels or other files than before."""
 
 
@@ -100,6 +101,7 @@ class JobSpec:
     min_iou: float = 0.1
     birth_score: float = 0.5
     min_hits: int = 3
+    camera_motion: bool = True
     scene_cut: float = 0.5
     mosaic: bool = False
     """The rasters are sheets of one: objects are whole across files."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panoptile.model.panoptic_map import QueryStates
+from panoptile.pipeline.camera_motion import grey_view
 
 HISTOGRAM_BINS = 64
 """Bins of a frame's colour histogram: four levels each of red, green and blue."""
@@ -37,6 +38,9 @@ class FrameSegments:
     """All queries of the frame, where they were stored."""
     queries: NDArray[np.int32] | None = None
     """(N,) the query behind each segment; -1 where none is known."""
+    moved_iou: NDArray[np.float32] | None = None
+    """(P, N) intersection over union over what both frames see, the frame before moved as the whole picture has; None
+    where the picture stands still."""
 
     def __post_init__(self) -> None:
         n = len(self.class_ids)
@@ -45,11 +49,27 @@ class FrameSegments:
                 f"One score, area and embedding per segment: {n} classes, {self.scores.shape=} "
                 f"{self.areas.shape=} {self.embeddings.shape=}."
             )
-        if self.overlap is not None and self.overlap.shape[1] != n:
-            raise ValueError(f"Overlaps must have one column per segment: {n}, got {self.overlap.shape=}.")
+        for overlap in (self.overlap, self.moved_iou):
+            if overlap is not None and overlap.shape[1] != n:
+                raise ValueError(f"Overlaps must have one column per segment: {n}, got {overlap.shape=}.")
 
     def __len__(self) -> int:
         return len(self.class_ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameLook:
+    """What linking keeps of a frame's pixels."""
+
+    histogram: NDArray[np.float32]
+    """(``HISTOGRAM_BINS``,) shares of its colours."""
+    view: NDArray[np.uint8]
+    """(h, w) a small grey picture of it."""
+
+    @classmethod
+    def of(cls, frame_HWC: NDArray[np.uint8]) -> FrameLook:
+        """The look of a frame (H, W, 3)."""
+        return cls(color_histogram(frame_HWC), grey_view(frame_HWC))
 
 
 def color_histogram(frame_HWC: NDArray[np.uint8], step: int = 4) -> NDArray[np.float32]:

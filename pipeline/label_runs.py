@@ -57,6 +57,11 @@ class LabelRuns:
 
 def common_pixels(before: LabelRuns, now: LabelRuns, p: int, n: int) -> NDArray[np.int64]:
     """(p, n) pixels that label i + 1 of ``before`` shares with label j + 1 of ``now``."""
+    return pair_table(before, now, p, n)[1:, 1:]
+
+
+def pair_table(before: LabelRuns, now: LabelRuns, p: int, n: int) -> NDArray[np.int64]:
+    """(p + 1, n + 1) pixels that each label 0…p of ``before`` shares with each label 0…n of ``now``."""
     if before.shape != now.shape:
         raise ValueError(f"Expected maps of one shape: {before.shape=} {now.shape=}.")
     cuts = np.union1d(before.starts, now.starts)
@@ -64,7 +69,7 @@ def common_pixels(before: LabelRuns, now: LabelRuns, p: int, n: int) -> NDArray[
     b = now.ids[np.searchsorted(now.starts, cuts, side="right") - 1]
     lengths = np.diff(cuts, append=now.shape[0] * now.shape[1])
     pairs = np.bincount(a * (n + 1) + b, weights=lengths, minlength=(p + 1) * (n + 1))
-    return pairs.reshape(p + 1, n + 1)[1:, 1:].astype(np.int64)
+    return pairs.reshape(p + 1, n + 1).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

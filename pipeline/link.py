@@ -107,8 +107,12 @@ class TrackLinker:
             cosine = np.where(known, memory @ units.T, np.nan)
         if frame.overlap is not None and not self._is_cut(frame):
             seen = self._segments >= 0
-            common = frame.overlap[self._segments[seen]][:, things]
-            iou[seen] = overlap_iou(common, self._areas[seen], frame.areas[things])
+            rows = self._segments[seen]
+            if self._options.camera_motion and frame.moved_iou is not None:
+                iou[seen] = frame.moved_iou[rows][:, things]
+            else:
+                common = frame.overlap[rows][:, things]
+                iou[seen] = overlap_iou(common, self._areas[seen], frame.areas[things])
         same_class = self._class_ids[:, None] == frame.class_ids[things][None]
         return Candidates(cosine, iou, same_class)
 

@@ -32,6 +32,8 @@ class LinkOptions:
     """A segment with a lower score neither starts a lasting track nor changes a track's memory."""
     min_hits: int = 3
     """Tracks seen in fewer frames are published as not confirmed."""
+    camera_motion: bool = True
+    """Count overlaps after the frame before is moved as the whole picture has, where that is plain to see."""
     scene_cut: float = 0.5
     """Change of the colour histogram (0-1, total variation) from which overlaps with the frame before say nothing."""
 

@@ -1,8 +1,9 @@
 """What a unit of frames leaves in the store: masks as COCO codes, a table of segments, overlaps in time. Immutable.
 
 The codes are the label maps, losslessly, and what is published in the end: no later pass has to look at pixels but
-for the one pair of frames at a unit's border. Segments of a frame are numbered 1…n by their first pixels in scan
-order, so nothing depends on the order of a network's queries. Embeddings are half precision.
+for the one pair of frames at a unit's border, whose small grey views are kept for that. Segments of a frame are numbered
+1…n by their first pixels in scan order, so nothing depends on the order of a network's queries. Embeddings are half
+precision.
 
 Letters: N segments of a frame, P of the frame before, C channels, Q queries, K classes.
 """
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 
 from panoptile.model.classes import ClassTable
 from panoptile.model.panoptic_map import PanopticMap, QueryStates
-from panoptile.pipeline.frame_segments import HISTOGRAM_BINS
+from panoptile.pipeline.camera_motion import NO_SHIFT, moved_iou, picture_shift, view_step
+from panoptile.pipeline.frame_segments import HISTOGRAM_BINS, FrameLook
 from panoptile.pipeline.label_runs import LabelRuns, coded_labels, common_pixels
 
 FrameStatus = Literal["done", "damaged", "lost"]
@@ -66,7 +68,9 @@ class PackedFrame:
     """Row of each of the replica's own segment numbers, from 1; 0 for those without pixels."""
     overlap: NDArray[np.int64] | None
     """(P', N') common pixels in the replica's own numbers; None where the frame before was not seen with this one."""
-    histogram: NDArray[np.float32] | None
+    moved_iou: NDArray[np.float32] | None
+    """(P', N') IoU, the frame before moved as the whole picture has; None where the picture stands still."""
+    look: FrameLook | None
     states: QueryStates | None = None
 
     @property
@@ -80,26 +84,34 @@ class PackedFrame:
 
 def lost_frame(item: int, reason: str) -> PackedFrame:
     """The part of a frame that could not be decoded."""
-    return PackedFrame(item, "lost", reason, 0, 0, None, None, None, None)
+    return PackedFrame(item, "lost", reason, 0, 0, None, None, None, None, None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """One frame as the worker saw it."""
+
+    panoptic: PanopticMap
+    """The map as the network saw the frame, perhaps padded, perhaps smaller than the frame."""
+    look: FrameLook
 
 
 def pack_frame(
     item: int,
-    panoptic: PanopticMap,
-    before: PanopticMap | None,
+    seen: Seen,
+    before: Seen | None,
     shape: tuple[int, int],
     classes: ClassTable,
-    histogram: NDArray[np.float32],
     reason: str = "",
 ) -> PackedFrame:
     """Cut a replica's map into what linking and publishing need.
 
     Args:
-        panoptic: the map as the network saw the frame, perhaps padded, perhaps smaller than the frame.
-        before: the map of the frame before; None where it is not at hand.
+        before: the frame before; None where it is not at hand.
         shape: (height, width) of the frame: the codes are made at this size.
         reason: what was wrong with the frame where it is damaged; empty: nothing.
     """
+    panoptic = seen.panoptic
     labels = fitted(panoptic.labels, shape)
     runs, n = LabelRuns.of(labels), len(panoptic.label_ids)
     if runs.ids.min() < 0 or runs.ids.max() > n:
@@ -108,10 +120,13 @@ def pack_frame(
         raise ValueError(
             f"The replica names class {panoptic.label_ids.max()}, but there are {len(classes)} classes."
         )
-    overlap = None
+    overlap, iou = None, None
     if before is not None:
-        earlier = LabelRuns.of(fitted(before.labels, shape))
-        overlap = common_pixels(earlier, runs, len(before.label_ids), n)
+        earlier, p = fitted(before.panoptic.labels, shape), len(before.panoptic.label_ids)
+        overlap = common_pixels(LabelRuns.of(earlier), runs, p, n)
+        shift = picture_shift(before.look.view, seen.look.view, view_step(*shape))
+        if shift != NO_SHIFT:
+            iou = moved_iou(earlier, runs, p, n, shift)
     first = runs.first_pixels(n)
     first[0] = -1
     order = np.argsort(np.where(first < 0, labels.size, first), kind="stable")[: np.count_nonzero(first >= 0)]
@@ -126,7 +141,8 @@ def pack_frame(
         _rows(panoptic, labels, runs, order),
         local_ids[1:],
         overlap,
-        histogram,
+        iou,
+        seen.look,
         panoptic.states,
     )
 
@@ -183,6 +199,7 @@ def encode_frames(frames: Sequence[PackedFrame], shape: tuple[int, int]) -> byte
         _add(archive, "frames.arrow", _frame_table(ordered, shape))
         _add(archive, "segments.arrow", _segment_table(ordered))
         _add(archive, "overlaps.arrow", _overlap_table(ordered))
+        _add(archive, "moved.arrow", _moved_table(ordered))
         if any(f.states is not None for f in ordered):
             _add(archive, "states.arrow", _state_table(ordered))
     return buffer.getvalue()
@@ -190,10 +207,11 @@ def encode_frames(frames: Sequence[PackedFrame], shape: tuple[int, int]) -> byte
 
 def _frame_table(frames: Sequence[PackedFrame], shape: tuple[int, int]) -> pa.Table:
     items = {f.item for f in frames if f.rows is not None}
+    after = {f.item for f in frames if f.overlap is not None and f.item - 1 in items}
     histograms = np.zeros((len(frames), HISTOGRAM_BINS), np.float32)
     for i, f in enumerate(frames):
-        if f.histogram is not None:
-            histograms[i] = f.histogram
+        if f.look is not None:
+            histograms[i] = f.look.histogram
     return pa.table(
         {
             "item": pa.array([f.item for f in frames], pa.int32()),
@@ -201,7 +219,9 @@ def _frame_table(frames: Sequence[PackedFrame], shape: tuple[int, int]) -> pa.Ta
             "reason": pa.array([f.reason for f in frames], pa.string()),
             "rows": pa.array([0 if f.rows is None else len(f.rows) for f in frames], pa.int32()),
             "queries_used": pa.array([f.queries_used for f in frames], pa.int32()),
-            "has_overlap": pa.array([f.overlap is not None and f.item - 1 in items for f in frames]),
+            "has_overlap": pa.array([f.item in after for f in frames]),
+            "has_moved": pa.array([f.item in after and f.moved_iou is not None for f in frames]),
+            "view": pa.array([_lone_view(f, after) for f in frames], pa.binary()),
             "histogram": pa.FixedSizeListArray.from_arrays(pa.array(histograms.ravel()), HISTOGRAM_BINS),
         },
         metadata={"height": str(shape[0]), "width": str(shape[1])},
@@ -241,22 +261,49 @@ def _widened(embeddings: NDArray[np.float16], channels: int) -> NDArray[np.float
     return np.zeros((len(embeddings), channels), np.float16)
 
 
+def _lone_view(frame: PackedFrame, after: set[int]) -> bytes | None:
+    """The view of a frame that was not seen together with its neighbours: whoever links them compares it."""
+    if frame.look is None or (frame.item in after and frame.item + 1 in after):
+        return None
+    return frame.look.view.tobytes()
+
+
 def _overlap_table(frames: Sequence[PackedFrame]) -> pa.Table:
     """Common pixels of rows of successive frames, both numbered in the frame's own rows, from 0."""
+    return _pair_table(frames, [f.overlap for f in frames], "pixels", np.dtype(np.int32))
+
+
+def _moved_table(frames: Sequence[PackedFrame]) -> pa.Table:
+    """IoU of rows of successive frames where the picture has moved, numbered likewise."""
+    return _pair_table(frames, [f.moved_iou for f in frames], "iou", np.dtype(np.float32))
+
+
+def _pair_table(
+    frames: Sequence[PackedFrame],
+    matrices: Sequence[NDArray[Any] | None],
+    value: str,
+    dtype: np.dtype[Any],
+) -> pa.Table:
+    """The entries that are not 0 of one matrix (P', N') per frame."""
     by_item = {f.item: f for f in frames}
-    columns: dict[str, list[NDArray[np.int32]]] = {"item": [], "before": [], "now": [], "pixels": []}
-    for f in frames:
+    types = {
+        "item": np.dtype(np.int32),
+        "before": np.dtype(np.int32),
+        "now": np.dtype(np.int32),
+        value: dtype,
+    }
+    columns: dict[str, list[NDArray[Any]]] = {name: [np.zeros(0, kind)] for name, kind in types.items()}
+    for f, matrix in zip(frames, matrices, strict=True):
         earlier = by_item.get(f.item - 1)
-        if f.overlap is None or earlier is None or earlier.local_ids is None or f.local_ids is None:
+        if matrix is None or earlier is None or earlier.local_ids is None or f.local_ids is None:
             continue
-        p, n = np.nonzero(f.overlap)
+        p, n = np.nonzero(matrix)
         before, now = earlier.local_ids[p] - 1, f.local_ids[n] - 1
         order = np.lexsort((now, before))
-        columns["item"].append(np.full(len(p), f.item, np.int32))
-        columns["before"].append(before[order].astype(np.int32))
-        columns["now"].append(now[order].astype(np.int32))
-        columns["pixels"].append(f.overlap[p, n][order].astype(np.int32))
-    return pa.table({k: np.concatenate([np.zeros(0, np.int32), *v]) for k, v in columns.items()})
+        found = (np.full(len(p), f.item), before[order], now[order], matrix[p, n][order])
+        for (name, kind), column in zip(types.items(), found, strict=True):
+            columns[name].append(column.astype(kind))
+    return pa.table({name: np.concatenate(parts) for name, parts in columns.items()})
 
 
 def _state_table(frames: Sequence[PackedFrame]) -> pa.Table:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from panoptile.model.panoptic_map import QueryStates
+from panoptile.pipeline.camera_motion import view_step
 from panoptile.pipeline.frame_segments import HISTOGRAM_BINS, FrameSegments
 from panoptile.pipeline.video_fragment import FrameStatus, SegmentRows
 
@@ -33,6 +34,8 @@ class StoredFrame:
     rows: int
     queries_used: int
     has_overlap: bool
+    has_moved: bool
+    """Whether there are overlaps with the frame before, moved as the whole picture has."""
 
 
 @dataclass(slots=True)
@@ -43,6 +46,7 @@ class VideoFragment:
     shape: tuple[int, int]
     _archive: zipfile.ZipFile
     _histograms: NDArray[np.float32]
+    _views: dict[int, bytes]
     _cache: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -55,15 +59,23 @@ class VideoFragment:
             raise ValueError(f"This is no fragment of a video: {e}.") from e
         first = np.concatenate([[0], np.cumsum(table["rows"].to_numpy())]).tolist()
         columns = table.drop_columns(["histogram"]).to_pylist()
+        views = {r["item"]: r["view"] for r in columns if r["view"] is not None}
         frames = [
             StoredFrame(
-                r["item"], r["status"], r["reason"], first[i], r["rows"], r["queries_used"], r["has_overlap"]
+                r["item"],
+                r["status"],
+                r["reason"],
+                first[i],
+                r["rows"],
+                r["queries_used"],
+                r["has_overlap"],
+                r["has_moved"],
             )
             for i, r in enumerate(columns)
         ]
         histograms = table["histogram"].combine_chunks().flatten().to_numpy().reshape(-1, HISTOGRAM_BINS)
         metadata: Mapping[bytes, bytes] = table.schema.metadata or {}
-        return cls(frames, (int(metadata[b"height"]), int(metadata[b"width"])), archive, histograms)
+        return cls(frames, (int(metadata[b"height"]), int(metadata[b"width"])), archive, histograms, views)
 
     def segments(self) -> Iterator[tuple[StoredFrame, FrameSegments]]:
         """What linking needs of each frame that was seen, without void; ``time_s`` is 0, the plan knows it."""
@@ -71,7 +83,8 @@ class VideoFragment:
         class_ids, scores = table["class_id"].to_numpy(), table["score"].to_numpy()
         areas, queries = table["area"].to_numpy().astype(np.int64), table["query"].to_numpy()
         embeddings = _embeddings(table["embedding"].combine_chunks())
-        overlaps, states = self._overlaps(), self._states()
+        overlaps, moved = self._pairs("overlaps.arrow", "pixels"), self._pairs("moved.arrow", "iou")
+        states = self._states()
         before = 0
         for i, frame in enumerate(self.frames):
             if frame.status == "lost":
@@ -79,12 +92,6 @@ class VideoFragment:
             rows = slice(frame.first_row, frame.first_row + frame.rows)
             n = int(np.count_nonzero(class_ids[rows]))
             rows = slice(frame.first_row, frame.first_row + n)
-            overlap = None
-            if frame.has_overlap:
-                overlap = np.zeros((before, n), np.int64)
-                if frame.item in overlaps:
-                    a, b, pixels = overlaps[frame.item]
-                    overlap[a, b] = pixels
             yield (
                 frame,
                 FrameSegments(
@@ -93,10 +100,11 @@ class VideoFragment:
                     scores[rows],
                     areas[rows],
                     embeddings[rows],
-                    overlap if frame.has_overlap else None,
+                    _dense(overlaps.get(frame.item), (before, n), np.int64) if frame.has_overlap else None,
                     self._histograms[i],
                     states.get(frame.item),
                     queries[rows],
+                    _dense(moved.get(frame.item), (before, n), np.float32) if frame.has_moved else None,
                 ),
             )
             before = n
@@ -124,6 +132,13 @@ class VideoFragment:
         texts: list[str] = table["counts"].slice(0, n).to_pylist()
         return texts
 
+    def view(self, frame: StoredFrame) -> NDArray[np.uint8] | None:
+        """The small grey picture of a frame that was not seen together with both its neighbours; else None."""
+        data = self._views.get(frame.item)
+        step = view_step(*self.shape)
+        shape = self.shape[0] // step, self.shape[1] // step
+        return None if data is None else np.frombuffer(data, np.uint8).reshape(shape)
+
     def has_states(self) -> bool:
         return "states.arrow" in self._archive.namelist()
 
@@ -136,14 +151,14 @@ class VideoFragment:
             self._cache[key] = _read(self._archive, member, columns)
         return self._cache[key]
 
-    def _overlaps(self) -> dict[int, tuple[Any, Any, Any]]:
-        table = _read(self._archive, "overlaps.arrow")
+    def _pairs(self, member: str, value: str) -> dict[int, tuple[Any, Any, Any]]:
+        table = _read(self._archive, member)
         items, before = table["item"].to_numpy(), table["before"].to_numpy()
-        now, pixels = table["now"].to_numpy(), table["pixels"].to_numpy()
+        now, values = table["now"].to_numpy(), table[value].to_numpy()
         present, first = np.unique(items, return_index=True)
         ends = np.append(first, len(items))[1:]
         return {
-            int(item): (before[a:b], now[a:b], pixels[a:b])
+            int(item): (before[a:b], now[a:b], values[a:b])
             for item, a, b in zip(present, first, ends, strict=True)
         }
 
@@ -159,6 +174,17 @@ class VideoFragment:
             )
             for row in table.to_pylist()
         }
+
+
+def _dense(
+    pairs: tuple[Any, Any, Any] | None, shape: tuple[int, int], dtype: type[np.generic]
+) -> NDArray[Any]:
+    """(P, N) from (row, column, value) of the pairs that overlap."""
+    dense = np.zeros(shape, dtype)
+    if pairs is not None:
+        before, now, values = pairs
+        dense[before, now] = values
+    return dense
 
 
 def _read(archive: zipfile.ZipFile, member: str, columns: tuple[str, ...] = ()) -> pa.Table:

@@ -12,12 +12,12 @@ from PIL import Image
 
 from panoptile.model.panoptic_map import PanopticMap
 from panoptile.pipeline.frame_feed import FrameFeed
-from panoptile.pipeline.frame_segments import color_histogram
+from panoptile.pipeline.frame_segments import FrameLook
 from panoptile.pipeline.frame_source import LostFrame
 from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.replica import Frame
 from panoptile.pipeline.unit_input import InputContext, ItemRead, PackedItem
-from panoptile.pipeline.video_fragment import PackedFrame, encode_frames, lost_frame, pack_frame
+from panoptile.pipeline.video_fragment import PackedFrame, Seen, encode_frames, lost_frame, pack_frame
 from panoptile.pipeline.video_inputs import LocalVideo
 from panoptile.pipeline.video_plan import VideoPlan
 
@@ -56,9 +56,9 @@ class VideoItems:
         self._shape = plan.info.height, plan.info.width
         self._feed = FrameFeed(path, plan.info, plan.frames[list(items)].tolist())
         self._lock = threading.Lock()
-        self._about: dict[int, tuple[NDArray[np.float32] | None, str]] = {}
-        """Histogram and what is wrong, of frames that were read and not yet encoded."""
-        self._before: tuple[int, PanopticMap] | None = None
+        self._about: dict[int, tuple[FrameLook | None, str]] = {}
+        """Look and what is wrong, of frames that were read and not yet encoded."""
+        self._before: tuple[int, Seen] | None = None
 
     def read(self, item: int) -> ItemRead:
         """The frame as the network wants it, (3, h, w); a frame that is lost has no input."""
@@ -71,7 +71,7 @@ class VideoItems:
         if frame.rgb.shape[:2] != self._shape:
             raise ValueError(f"Frame {number} has {frame.rgb.shape[:2]} pixels, the video {self._shape}.")
         why = "an error in it or in a frame that it is predicted from" if frame.damaged else ""
-        self._tell(item, color_histogram(frame.rgb), why)
+        self._tell(item, FrameLook.of(frame.rgb), why)
         pixels = resized(frame.rgb, self._plan.frame_size)
         return ItemRead(place, np.ascontiguousarray(pixels.transpose(2, 0, 1)), None)
 
@@ -79,12 +79,13 @@ class VideoItems:
         before = None
         if self._before is not None and self._before[0] == item - 1:
             before = self._before[1]
-        self._before = item, panoptic
-        histogram, reason = self._told(item)
-        if histogram is None:
+        look, reason = self._told(item)
+        if look is None:
             raise ValueError(f"Frame {read.place} was encoded but never read.")
+        seen = Seen(panoptic, look)
+        self._before = item, seen
         classes, shape = self._context.classes, self._shape
-        return lambda: pack_frame(item, panoptic, before, shape, classes, histogram, reason)
+        return lambda: pack_frame(item, seen, before, shape, classes, reason)
 
     def empty(self, item: int, read: ItemRead) -> PackedItem:
         return lost_frame(item, self._told(item)[1])
@@ -95,11 +96,11 @@ class VideoItems:
     def close(self) -> None:
         self._feed.close()
 
-    def _tell(self, item: int, histogram: NDArray[np.float32] | None, reason: str) -> None:
+    def _tell(self, item: int, look: FrameLook | None, reason: str) -> None:
         with self._lock:
-            self._about[item] = histogram, reason
+            self._about[item] = look, reason
 
-    def _told(self, item: int) -> tuple[NDArray[np.float32] | None, str]:
+    def _told(self, item: int) -> tuple[FrameLook | None, str]:
         with self._lock:
             return self._about.pop(item, (None, ""))
 

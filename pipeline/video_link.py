@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from panoptile.pipeline.camera_motion import NO_SHIFT, moved_iou, picture_shift, view_step
 from panoptile.pipeline.commit import Commit, read_commit
+from panoptile.pipeline.frame_segments import FrameSegments
 from panoptile.pipeline.label_runs import column_runs, common_pixels
 from panoptile.pipeline.link import Linker, TrackLinker
 from panoptile.pipeline.link_options import LinkOptions
@@ -91,12 +93,11 @@ def link_video(
             if fragment is None:
                 continue
             for frame, segments in fragment.segments():
-                overlap = segments.overlap
                 if tail.item != frame.item - 1:
                     linker.skip()
-                elif overlap is None:
-                    overlap = tail.overlap_with(fragment, frame)
-                ids = linker.link(replace(segments, time_s=float(times[frame.item]), overlap=overlap))
+                elif segments.overlap is None:
+                    segments = tail.compared(segments, fragment, frame)
+                ids = linker.link(replace(segments, time_s=float(times[frame.item])))
                 votes.add(ids, segments.class_ids, segments.scores)
                 used[frame.item] = frame.queries_used
                 out.write(ids.tobytes())
@@ -124,6 +125,7 @@ class _Tail:
         self._fragment: VideoFragment | None = None
         self._frame: StoredFrame | None = None
         self._texts: list[str] = []
+        self._view: NDArray[np.uint8] | None = None
 
     def follow(self, fragment: VideoFragment, frame: StoredFrame) -> None:
         self.item, self._fragment, self._frame = frame.item, fragment, frame
@@ -131,13 +133,18 @@ class _Tail:
     def detach(self) -> None:
         """Read what is needed of the frame before its fragment is closed."""
         if self._fragment is not None and self._frame is not None:
-            self._texts = self._fragment.texts(self._frame)
+            self._texts, self._view = self._fragment.texts(self._frame), self._fragment.view(self._frame)
         self._fragment = None
 
-    def overlap_with(self, fragment: VideoFragment, frame: StoredFrame) -> NDArray[np.int64]:
-        before = self._texts
-        if self._fragment is not None and self._frame is not None:
-            before = self._fragment.texts(self._frame)
-        now = fragment.texts(frame)
-        runs = [column_runs(texts, fragment.shape) for texts in (before, now)]
-        return common_pixels(runs[0], runs[1], len(before), len(now))
+    def compared(self, segments: FrameSegments, fragment: VideoFragment, frame: StoredFrame) -> FrameSegments:
+        """The segments of the next frame with their overlaps with this one: as a worker would have counted them."""
+        self.detach()
+        shape, p, n = fragment.shape, len(self._texts), len(segments)
+        before, now = column_runs(self._texts, shape), column_runs(fragment.texts(frame), shape)
+        iou, view = None, fragment.view(frame)
+        if view is not None and self._view is not None:
+            shift = picture_shift(self._view, view, view_step(*shape))
+            if shift != NO_SHIFT:
+                # the runs go down the columns, so their map is turned, and so is the shift
+                iou = moved_iou(before.to_labels(), now, p, n, shift[::-1])
+        return replace(segments, overlap=common_pixels(before, now, p, n), moved_iou=iou)

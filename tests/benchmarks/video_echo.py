@@ -3,7 +3,7 @@
     PANOPTILE_TEST_DATA=… python -m tests.benchmarks.video_echo [--sweep]
 
 Per frame and building the echo shifts the mask by up to two pixels, may drop it (8 %), may cut it in two (4 %), and adds
-a random part to the embedding of the object. Everything behind the network is the real thing: decoding, units, linking,
+a random part to the embedding of the object; "by overlap" gives no embeddings. Everything behind the network is the real thing: decoding, units, linking,
 tables; the scores are STQ and VPQ of what was published. ``--sweep`` varies each linking option alone: nothing is
 segmented again for it.
 """
@@ -53,7 +53,8 @@ class PerturbedEcho:
     """Builds the replica; ``labels_path`` is a .npy of (frames, H, W) building ids."""
 
     labels_path: str
-    noise: float
+    noise: float | None
+    """Random part of the embeddings; None: there are none."""
 
     def __call__(self) -> PerturbedReplica:
         return PerturbedReplica(self)
@@ -77,7 +78,9 @@ class PerturbedReplica:
         labels = perturbed(np.asarray(self._labels[number]), np.random.default_rng([5, number]))
         classes = np.where(labels == GROUND, 2, 1)
         # the halves of a cut building have the embedding of the whole: as two queries on one object would
-        return echo_frame(labels, classes, labels.shape, number, self._noise, same_as=lambda i: i % 10_000)
+        noise = 0.0 if self._noise is None else self._noise
+        frame = echo_frame(labels, classes, labels.shape, number, noise, same_as=lambda i: i % 10_000)
+        return replace(frame, embeddings=None) if self._noise is None else frame
 
 
 def perturbed(truth: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.int32]:
@@ -117,7 +120,7 @@ class Segmented:
             return score(self.truth, published.masks)
 
 
-def segmented(data: Path, folder: Path, *, noise: float, every: int) -> Segmented:
+def segmented(data: Path, folder: Path, *, noise: float | None, every: int) -> Segmented:
     """Run the perturbed echo over the clip."""
     labels = np.stack(list(true_frames(data)))
     np.save(folder / "truth.npy", labels)
@@ -133,9 +136,21 @@ def main() -> None:
     data = Path(os.environ["PANOPTILE_TEST_DATA"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for every, noise in ((1, 0.5), (1, 1.0), (4, 0.5), (4, 1.0)):
+        for every, noise in (
+            (1, 0.5),
+            (1, 1.0),
+            (4, 0.5),
+            (4, 1.0),
+            (1, None),
+            (2, None),
+            (4, None),
+            (8, None),
+        ):
             run = segmented(data, folder, noise=noise, every=every)
-            print(f"every {every}, noise {noise:g}: {run.scores(LinkOptions())}", flush=True)
+            by = "by overlap" if noise is None else f"noise {noise:g}"
+            for motion in (True, False):
+                scores = run.scores(LinkOptions(camera_motion=motion))
+                print(f"every {every}, {by}, camera motion {motion}: {scores}", flush=True)
             if arguments.sweep:
                 sweep(run)
 
