@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from panoptile.jobs.cancellation import is_cancelled
 from panoptile.jobs.console import Console
 from panoptile.jobs.exits import Exit, JobError
-from panoptile.jobs.lease import Lease, Observer, Sight, claim, patience
+from panoptile.jobs.interrupt import Terminated
+from panoptile.jobs.lease import Lease, Observer, Purpose, Sight, claim, patience
 from panoptile.jobs.spec import IfRunning
 from panoptile.pipeline.store import Store
 
@@ -29,14 +31,17 @@ class LeaseLost(RuntimeError):
     """Another run has taken over while this one could not be seen to live."""
 
 
-def take_lease(store: Store, if_running: IfRunning, console: Console, units: int) -> Lease | Followed:
+def take_lease(
+    store: Store, if_running: IfRunning, console: Console, units: int, purpose: Purpose = "run"
+) -> Lease | Followed:
     """Hold the lease, or tell how the run that holds it ended.
 
     A holder that was interrupted, or that cannot be seen to live any more, is taken over from. Waits as long as the
-    holder lives, with ``attach``. Raises :class:`JobError`: exit 5 with ``fail``, the holder's own error with
-    ``attach``; and ``OSError`` of the store.
+    holder lives, with ``attach``; whoever tidies the folder is waited for in any case. Raises :class:`JobError`: exit 5
+    with ``fail``, the holder's own error with ``attach``; :class:`Terminated` where the job that is followed was
+    cancelled; and ``OSError`` of the store.
     """
-    return _Waiting(store, if_running, console, units).until_ours()
+    return _Waiting(store, if_running, console, units).until_ours(purpose)
 
 
 class _Waiting:
@@ -47,17 +52,17 @@ class _Waiting:
         """The epoch that is being followed; 0 while none is."""
         self._said = 0.0
 
-    def until_ours(self) -> Lease | Followed:
+    def until_ours(self, purpose: Purpose) -> Lease | Followed:
         while True:
             sight = self._observer.look()
             if sight.state in ("free", "dead"):
                 ended = self._end_of(sight)
                 if ended is not None:
                     return ended
-                lease = claim(self._store, sight.epoch)
+                lease = claim(self._store, sight.epoch, purpose)
                 if lease is not None:
                     return lease
-            elif sight.state == "alive" or self._if_running == "attach":
+            elif sight.purpose == "run" and (sight.state == "alive" or self._if_running == "attach"):
                 skipped = self._live(sight)
                 if skipped is not None:
                     return skipped
@@ -73,6 +78,9 @@ class _Waiting:
         code = sight.ending.exit
         if code in (Exit.DONE, Exit.QUARANTINED):
             return Followed(Exit(code), skipped=False)
+        if code in INTERRUPTED and is_cancelled(self._store, sight.epoch):
+            self._console.say(f"The run of {sight.holder} was cancelled.")
+            raise Terminated
         if code in INTERRUPTED:
             self._console.say(f"The run of {sight.holder} was interrupted: going on with what is left.")
             return None

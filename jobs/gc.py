@@ -94,7 +94,7 @@ def collect(store: Store, *, dry_run: bool) -> Collected:
 
     orphans(store)  # a folder without a job is refused before anything is written
     before = Observer(store).look().ending or Ending(int(Exit.INTERRUPTED), "")
-    held = take_lease(store, "fail", Console(quiet=True), 0)
+    held = take_lease(store, "fail", Console(quiet=True), 0, "upkeep")
     if isinstance(held, Followed):
         raise JobError(Exit.OTHER_JOB, f"A run works on {store.root}: collect when it is over.")
     try:

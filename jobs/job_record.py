@@ -47,9 +47,13 @@ def no_job(store: Store) -> JobError:
 
 
 def is_unstarted(store: Store) -> bool:
-    """True where a run began to make the folder and got no further than its staging area."""
+    """True where a run began to make the folder and got no further than its staging area.
+
+    In an object store a folder ends with its last object: once a probe is removed there is nothing at all.
+    """
     begun = ("_state/tmp/", "_state/probe/", "_state/attempts/", "_state/submission.json")
-    return store.entries() == ["_state"] and all(s.key.startswith(begun) for s in store.walk("_state"))
+    is_bare = store.entries() in ([], ["_state"])
+    return is_bare and all(s.key.startswith(begun) for s in store.walk("_state"))
 
 
 def check_same_job(

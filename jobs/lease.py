@@ -1,8 +1,9 @@
 """The lease of an output folder: one run works on a job, the others follow it.
 
-A lease saves work; it is not what keeps the result right. Commits are idempotent, so a holder that was taken for
-dead and wakes up late does no harm: it sees the higher epoch and stops. No clock is ever compared with another
-machine's: an observer counts its own seconds without a change of the holder's beat.
+A lease saves work; it is not what keeps the result right. Commits are idempotent, and a holder that was taken for
+dead and wakes up late asks before it removes or replaces anything, and again once it has: it sees the higher epoch,
+stops, and has what it may have touched made anew. No clock is ever compared with another machine's: an observer counts
+its own seconds without a change of the holder's beat.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ PATIENCE_SECONDS = 60.0
 BEATS_PER_PATIENCE = 12
 
 State = Literal["free", "alive", "dead", "unknown"]
+Purpose = Literal["run", "upkeep"]
+"""What a lease is held for: to work on the job, or to tidy the folder (``gc``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,12 @@ class Sight:
     """Host and process of the holder, for messages."""
     ending: Ending | None
     """Of a holder that released the lease."""
+    purpose: Purpose = "run"
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Nobody holds the lease, and nobody who held it can still wake up and write."""
+        return self.state in ("free", "dead")
 
 
 def patience() -> float:
@@ -77,11 +86,12 @@ class Observer:
         holder = _read(self._store, lease_key(epoch))
         beat = _bytes(self._store, beat_key(epoch))
         name = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+        purpose: Purpose = "upkeep" if holder.get("purpose") == "upkeep" else "run"
         fields = _json(beat)
         if fields.get("released"):
             ending = Ending(int(fields.get("exit", 1)), str(fields.get("message", "")))
-            return Sight(epoch, "free", name, ending)
-        return Sight(epoch, self._judge(epoch, beat, holder), name, None)
+            return Sight(epoch, "free", name, ending, purpose)
+        return Sight(epoch, self._judge(epoch, beat, holder), name, None, purpose)
 
     def _judge(self, epoch: int, beat: bytes, holder: dict[str, Any]) -> State:
         if _has_ended(holder):
@@ -168,13 +178,14 @@ class Lease:
         self._store.put_bytes(beat_key(self.epoch), data)
 
 
-def claim(store: Store, after: int) -> Lease | None:
+def claim(store: Store, after: int, purpose: Purpose = "run") -> Lease | None:
     """Take the lease that follows epoch ``after``; None where another run was quicker.
 
     Raises ``OSError`` of the store.
     """
     epoch, token = after + 1, uuid.uuid4().hex
-    record = {"token": token, "host": socket.gethostname(), "pid": os.getpid(), **_process_identity()}
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), **_process_identity()}
+    record = {"token": token, "purpose": purpose, **holder}
     if not store.put_if_absent(lease_key(epoch), json.dumps(record).encode()):
         return None
     reach("lease.claimed")

@@ -28,12 +28,13 @@ from panoptile.jobs.lease import Lease
 from panoptile.jobs.left_out import log_given_up, log_skipped
 from panoptile.jobs.metrics import job_metrics
 from panoptile.jobs.open_units_run import OpenUnitsRun
-from panoptile.jobs.prepare import Prepared
+from panoptile.jobs.prepare import Prepared, prepare
 from panoptile.jobs.publishing import PUBLISH_VARIABLE, publish_call, publish_seconds
 from panoptile.jobs.replicas import usable_cores
 from panoptile.jobs.results import (
     failed_items,
     manifest,
+    result_key,
     save_result,
     succeed,
     withdraw_unlisted,
@@ -60,11 +61,10 @@ class LeasedRun:
         prepared: Prepared,
         console: Console,
         lease: Lease,
-        allowed_failures: int,
         retry_quarantined: bool,
     ) -> None:
         self._store, self._prepared, self._console = store, prepared, console
-        self._lease, self._allowed, self._retry = lease, allowed_failures, retry_quarantined
+        self._lease, self._retry = lease, retry_quarantined
         self._log = RunLog(store, f"{lease.epoch:08d}-{lease.token[:8]}")
         self._events = EventLog(store, self._log.run)
         for call in (self._log.save, self._events.flush_now_and_then, self._heed_cancel):
@@ -107,11 +107,22 @@ class LeasedRun:
         if is_cancelled(self._store, self._lease.epoch):
             interrupt.request()
 
+    def _look_again(self) -> None:
+        """Plan anew where a run may have worked on the folder since it was looked at.
+
+        What that run finished, and what has come since, would be unknown here, and so withdrawn or left out.
+        """
+        rested_at = self._prepared.rested_at
+        if rested_at is None or self._lease.epoch != rested_at + 1:
+            self._prepared = prepare(self._prepared.spec)
+
     def _work(self) -> Summary:
+        self._look_again()
         store, prepared = self._store, self._prepared
         if prepared.spec.incremental:
+            self._check_held()
             grow_job(store, prepared.uris)
-        todo = open_units(store, prepared.plans, retry_quarantined=self._retry)
+        todo = open_units(store, prepared.plans, self._check_held, retry_quarantined=self._retry)
         write_totals(
             store, unit_ids={u.id for plan in prepared.plans for u in plan.units()}, items=prepared.tiles
         )
@@ -125,6 +136,7 @@ class LeasedRun:
             )
         self._events.add("start", units=len(todo), of=prepared.units, inputs=len(prepared.plans))
         log_skipped(self._events, prepared.skipped)
+        self._check_held()
         store.delete(layout.SUCCESS)
         result, rss = self._segment(todo)
         inputs = self._publish()
@@ -148,13 +160,19 @@ class LeasedRun:
             run = OpenUnitsRun(
                 self._store, self._prepared, self._console, self._log, self._events, self._hold
             )
-            return run.execute(todo, self._allowed)
+            return run.execute(todo, self._prepared.allowed_failures())
         finally:
             self._log.segmenting(False)
             hashes.stop()
 
     def _hold(self) -> None:
+        """Raise where the last beat saw that the lease is lost; it costs nothing."""
         if self._lease.lost:
+            raise LeaseLost
+
+    def _check_held(self) -> None:
+        """Ask the store, before what another run has made could be removed or replaced."""
+        if not self._lease.still_held():
             raise LeaseLost
 
     # --- publish ---
@@ -168,11 +186,15 @@ class LeasedRun:
             self._hold()
             finished = known.get(plan.key)
             if finished is None:
+                self._check_held()
                 self._console.say(f"publish {plan.info.stem}")
                 self._events.add("publish", input=plan.uri)
                 seconds = publish_seconds(plan)
                 with time_limit(seconds, partial(self._overrun, plan.uri, seconds)):
                     finished = _finish(store, prepared, plan)
+                if not self._lease.still_held():
+                    store.delete(result_key(plan.key))  # its files may be ours now: whoever comes next looks
+                    raise LeaseLost
                 save_result(store, finished, prepared.result_name(plan))
             inputs.append(finished)
         return inputs
@@ -193,12 +215,12 @@ class LeasedRun:
         failed = failed_items(prepared.plans, commits)
         missing = [u for f in inputs for u in f.missing_units]
         code = Exit.QUARANTINED if missing or failed or prepared.skipped else Exit.DONE
-        if not self._lease.still_held():
-            raise LeaseLost
+        self._check_held()
         classes = json.dumps(prepared.model.classes.to_json(), indent=1).encode()
         store.put_bytes(layout.CLASSES, classes)
-        withdraw_unlisted(store, inputs)
+        withdraw_unlisted(store, inputs, self._check_held)
         reach("manifest.before")
+        self._check_held()
         listed = manifest(inputs, {u.id for u in failed})
         store.put_bytes(layout.MANIFEST, listed)
         reach("manifest.after")
@@ -227,7 +249,9 @@ class LeasedRun:
             **({"link": prepared.link_fields} if prepared.videos else {}),
         }
         reach("generation.before")
+        self._check_held()
         succeed(store, code, success)
+        self._check_held()  # a run that has taken over may have listed more: what it left is looked at again
         return Summary(code, store.root, tuple(inputs), metrics)
 
 

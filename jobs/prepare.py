@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from panoptile.jobs.exits import invalid
+from panoptile.jobs.exits import Exit, JobError, invalid
 from panoptile.jobs.incremental import holds_job, kept_plans
 from panoptile.jobs.job_record import check_same_job, is_unstarted
+from panoptile.jobs.lease import Observer
 from panoptile.jobs.models import ResolvedModel, resolve_model
 from panoptile.jobs.spec import JobSpec
 from panoptile.jobs.state import cannot_write
@@ -63,6 +64,8 @@ class Prepared:
     """Inputs that --skip-invalid leaves out."""
     kept: frozenset[str] = frozenset()
     """Keys of finished inputs that the sources do not name any more (--incremental)."""
+    rested_at: int | None = 0
+    """Epoch of the newest lease before anything was looked at; None where a run was, or may have been, at work then."""
 
     @property
     def tiles(self) -> int:
@@ -90,6 +93,21 @@ class Prepared:
         area = pixel_area_m2(plan.info) if isinstance(plan, RasterPlan) else None
         return node_filter(self.spec, self.model.classes, area)
 
+    def allowed_failures(self) -> int:
+        """Units that may fail: what --max-failures allows of units and skipped inputs, less the skipped inputs.
+
+        Raises :class:`JobError` (exit 4) where the skipped inputs alone are too many.
+        """
+        skipped = len(self.skipped)
+        allowed = self.spec.allowed_failures(self.units + skipped) - skipped
+        if allowed < 0:
+            raise JobError(
+                Exit.FAILED,
+                f"{skipped} inputs cannot be segmented, more than --max-failures {self.spec.max_failures} tolerates (a "
+                f"skipped input counts as one unit; there are {self.units} others). The first: {self.skipped[0].message}",
+            )
+        return allowed
+
     @property
     def skipped_sha256(self) -> str:
         """Tells which inputs are skipped: a result says nothing of those that have come since. Empty for none."""
@@ -115,6 +133,7 @@ def prepare(spec: JobSpec, *, any_job: bool = False) -> Prepared:
     ``any_job``: the output folder may hold another job; who asks only wants to know what would be run.
     """
     try:
+        rested_at = _rested_at(spec.out)
         grows = spec.incremental and holds_job(spec.out)
         rasters, videos = split_sources(spec, may_be_empty=grows)
     except InputError as e:
@@ -145,7 +164,18 @@ def prepare(spec: JobSpec, *, any_job: bool = False) -> Prepared:
                 f"{lost} inputs of earlier runs were not finished and are gone from the sources: left out."
             )
     gone = frozenset(plan.key for plan in kept)
-    return Prepared(spec, model, plans, job, tuple(notes), tuple(uris), tuple(skipped), gone)
+    return Prepared(spec, model, plans, job, tuple(notes), tuple(uris), tuple(skipped), gone, rested_at)
+
+
+def _rested_at(out: str) -> int | None:
+    """See :attr:`Prepared.rested_at`. Raises :class:`StoreUnreachable`; what else is wrong with OUT is said later."""
+    try:
+        sight = Observer(open_store(out)).look()
+    except StoreUnreachable:
+        raise
+    except (OSError, ValueError):
+        return 0
+    return sight.epoch if sight.is_at_rest else None
 
 
 def _kept(out: str, job: str, plans: Sequence[AnyPlan]) -> tuple[list[AnyPlan], int]:

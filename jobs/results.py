@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -145,8 +145,11 @@ def manifest(inputs: Iterable[FinishedInput], partial: set[str]) -> bytes:
     return sink.getvalue()
 
 
-def withdraw_unlisted(store: Store, inputs: Iterable[FinishedInput]) -> None:
-    """Remove what the job no longer has: of an input that is skipped since, say. Its fragments stay for its return."""
+def withdraw_unlisted(store: Store, inputs: Iterable[FinishedInput], check_held: Callable[[], None]) -> None:
+    """Remove what the job no longer has: of an input that is skipped since, say. Its fragments stay for its return.
+
+    ``check_held`` raises where the lease is lost: another run may have listed what this one does not know.
+    """
     inputs = list(inputs)
     wanted = {asset.key for f in inputs for asset in f.assets}
     for f in inputs:
@@ -154,6 +157,7 @@ def withdraw_unlisted(store: Store, inputs: Iterable[FinishedInput]) -> None:
     for folder in (*PUBLISHED_FOLDERS, *BESIDE_FOLDERS):
         for stored in store.walk(folder):
             if stored.key not in wanted:
+                check_held()
                 store.delete(stored.key)
 
 

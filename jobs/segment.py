@@ -33,7 +33,7 @@ def run_job(
     """
     allocate_frugally()
     spec = prepared.spec
-    allowed = _allowed_failures(prepared)
+    prepared.allowed_failures()  # too many skipped inputs end the job before it begins
     _check_environment(prepared)
     store = open_store(spec.out)
     interrupt.remember(store.root)
@@ -50,12 +50,19 @@ def run_job(
         with store_errors(spec.out, started=True):
             held = take_lease(store, spec.if_running, console, prepared.units)
         if isinstance(held, Followed):
-            return _followed(store, prepared, held)
+            done = _followed(store, prepared, held)
+            if done is None:
+                console.say(
+                    "The run that was followed did another set of inputs: going on with what is left."
+                )
+            if done is None and not relink:
+                with store_errors(spec.out, started=True):
+                    _refuse_other_links(store, prepared)
+            continue
         try:
-            return LeasedRun(store, prepared, console, held, allowed, retry_quarantined).to_its_end()
+            return LeasedRun(store, prepared, console, held, retry_quarantined).to_its_end()
         except LeaseLost:
             console.say("Another run has taken this one for dead and works on: following it.")
-            done = None
     return done
 
 
@@ -64,20 +71,6 @@ def _check_environment(prepared: Prepared) -> None:
     patience()
     for plan in prepared.plans[:1]:
         publish_seconds(plan)
-
-
-def _allowed_failures(prepared: Prepared) -> int:
-    """Units that may fail: what --max-failures allows of units and skipped inputs, less the skipped inputs."""
-    skipped = len(prepared.skipped)
-    allowed = prepared.spec.allowed_failures(prepared.units + skipped) - skipped
-    if allowed < 0:
-        raise JobError(
-            Exit.FAILED,
-            f"{skipped} inputs cannot be segmented, more than --max-failures {prepared.spec.max_failures} tolerates "
-            f"(a skipped input counts as one unit; there are {prepared.units} others). The first: "
-            f"{prepared.skipped[0].message}",
-        )
-    return allowed
 
 
 def _refuse_other_links(store: Store, prepared: Prepared) -> None:
@@ -93,16 +86,11 @@ def _refuse_other_links(store: Store, prepared: Prepared) -> None:
         )
 
 
-def _followed(store: Store, prepared: Prepared, held: Followed) -> Summary:
+def _followed(store: Store, prepared: Prepared, held: Followed) -> Summary | None:
+    """What the run that was followed made; None where that is not what this command wants, so it has work to do."""
     if held.skipped:
         return Summary(held.exit, store.root, (), {}, already_done=True, skipped=True)
     with store_errors(prepared.spec.out, started=True):
         found = survey(store, prepared.plans)
         done = finished_as(store, prepared, found)
-        summary = None if done is None else summary_of(store, prepared, found, done)
-        if summary is None:
-            raise JobError(
-                Exit.FAILED,
-                f"The run that was followed has ended, but {store.root} is not what it made: run the command again.",
-            )
-        return summary
+        return None if done is None else summary_of(store, prepared, found, done)

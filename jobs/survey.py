@@ -7,7 +7,7 @@ was when it was planned.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,17 +109,25 @@ def to_run(store: Store, found: Survey, *, retry_quarantined: bool) -> list[Open
     ]
 
 
-def open_units(store: Store, plans: Sequence[InputPlan], *, retry_quarantined: bool = True) -> list[Unit]:
+def open_units(
+    store: Store,
+    plans: Sequence[InputPlan],
+    check_held: Callable[[], None],
+    *,
+    retry_quarantined: bool = True,
+) -> list[Unit]:
     """Write the plans and return the units to run; what is stale is withdrawn first.
 
-    Only the holder of the lease may call it. A folder whose units are about to be redone loses ``_SUCCESS.json``
+    Only the holder of the lease may call it; ``check_held`` raises where the lease is lost. A folder whose units are about to be redone loses ``_SUCCESS.json``
     before anything else, so that nobody takes the old result for the new one.
     """
     todo = to_run(store, survey(store, plans), retry_quarantined=retry_quarantined)
+    check_held()
     if todo:
         store.delete(layout.SUCCESS)
     for opened in todo:
         if opened.reason != "missing":
+            check_held()
             store.delete(layout.commit_key(opened.unit))
     reach("state.withdrawn")
     stored = store.read_all("_state/plan")

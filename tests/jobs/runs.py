@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -119,8 +119,10 @@ def _run(files: WorldFiles, out: Path, shuffle: int | None, options: dict[str, o
     from panoptile.jobs import leased_run
     from panoptile.jobs.survey import open_units as real
 
-    def shuffled(store: Store, plans: Sequence[RasterPlan], *, retry_quarantined: bool) -> list[Unit]:
-        units = real(store, plans, retry_quarantined=retry_quarantined)
+    def shuffled(
+        store: Store, plans: Sequence[RasterPlan], check_held: Callable[[], None], *, retry_quarantined: bool
+    ) -> list[Unit]:
+        units = real(store, plans, check_held, retry_quarantined=retry_quarantined)
         random.Random(shuffle).shuffle(units)
         return units
 

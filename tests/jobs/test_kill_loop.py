@@ -75,20 +75,21 @@ def two_at_once(job: Job, place: str, rounds: int, seed: int) -> Figures:
     rng, figures = random.Random(seed), Figures()
     for number in range(rounds):
         out = f"{place}/round-{number}"
-        with tempfile.TemporaryFile() as words, contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
             both = []
             for _ in range(2):
-                both.append(
-                    subprocess.Popen(
-                        job.command(out, "local"), env=_environment(job), stdout=words, stderr=words
-                    )
+                words = stack.enter_context(tempfile.TemporaryFile())
+                command = subprocess.Popen(
+                    job.command(out, "local"), env=_environment(job), stdout=words, stderr=words
                 )
-                stack.callback(both[-1].kill)
+                stack.callback(command.kill)
+                both.append((command, words))
                 time.sleep(rng.choice((0.0, 0.0, rng.uniform(0, 2))))
-            codes = [process.wait(timeout=ATTEMPT_SECONDS) for process in both]
-            words.seek(0)
-            if codes != [0, 0]:
-                figures.problems.append(f"round {number}: exits {codes}: {words.read().decode()[-500:]}")
+            for command, words in both:
+                code = command.wait(timeout=ATTEMPT_SECONDS)
+                words.seek(0)
+                if code != 0:
+                    figures.problems.append(f"round {number}: exit {code}: {words.read().decode()[-1500:]}")
         store = open_store(out)
         check_finished(store, job.calm, figures)
         figures.doubled += _units_run(store.read_all("_state/runs")) - 16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ from tests.jobs.runs import WorldFiles, published, run, threads, write_world
 from tests.pipeline.worlds import make_world
 
 from panoptile.jobs import lease, segment
+from panoptile.jobs.cancellation import CANCEL
 from panoptile.jobs.console import Console
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.follow import Followed, take_lease
+from panoptile.jobs.interrupt import Terminated
 from panoptile.jobs.lease import Lease, Observer, beat_key, claim, highest_epoch, lease_key
 from panoptile.jobs.open_units_run import OpenUnitsRun
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.spec import IfRunning, JobSpec
 from panoptile.pipeline.store import Store, open_store
 from panoptile.pipeline.store_local import LocalStore
+from panoptile.pipeline.store_object import ObjectStore
 
 TILING = {"tile": 80, "overlap": 24}
 QUIET = Console(quiet=True)
@@ -179,6 +183,35 @@ def test_a_silent_holder_is_taken_over(store: Store) -> None:
     taken.release(0)
 
 
+def test_whoever_tidies_the_folder_is_waited_for_and_never_followed(store: Store) -> None:
+    """gc holds the lease like a run, and leaves the ending of the run before: nobody ends as that one did."""
+    for if_running in ("attach", "skip", "fail"):
+        held = claim(store, highest_epoch(store), "upkeep")
+        assert held is not None
+        timer = threading.Timer(0.3, held.release, (4, "1 units failed for good"))
+        timer.start()
+        taken = take_lease(store, if_running, QUIET, 1)
+        assert isinstance(taken, Lease)
+        assert taken.epoch == held.epoch + 1
+        taken.release(0)
+        timer.join()
+
+
+def test_who_follows_a_job_ends_with_it_when_it_is_cancelled(store: Store) -> None:
+    """cancel OUT ends the job: the follower does not take it up again; an interruption alone is taken over."""
+    held = claim(store, 0)
+    assert held is not None
+    store.put_bytes(CANCEL, json.dumps({"epoch": held.epoch}).encode())
+    timer = threading.Timer(0.3, held.release, (143, "terminated"))
+    timer.start()
+    with pytest.raises(Terminated):
+        take_lease(store, "attach", QUIET, 1)
+    timer.join()
+    after = take_lease(store, "attach", QUIET, 1)  # a new command begins anew
+    assert isinstance(after, Lease)
+    after.release(0)
+
+
 # --- whole runs ----------------------------------------------------------------------------------------
 
 
@@ -222,6 +255,16 @@ def test_a_job_that_another_run_begins_meanwhile_is_no_foreign_folder(
         (out / "_state" / "job.json").unlink()  # the copy comes after job.json
         assert run(world, out, **TILING).exit is Exit.DONE
     assert published(out) == calm
+
+
+def test_a_probe_that_another_run_has_just_removed_is_no_foreign_folder(world: WorldFiles) -> None:
+    """In an object store the other's probe was listed and is gone: the folder is as good as new."""
+    spec = JobSpec(
+        (str(world.image),), f"memory://begun-{uuid.uuid4().hex}/out", model=world.model, labels=str(world.table),
+        local=True, **TILING,  # type: ignore[arg-type]
+    )  # fmt: skip
+    with mock.patch.object(ObjectStore, "entries", side_effect=[["_state"], ["_state"], []]):
+        assert prepare(spec).units  # lists to see that it can be written, then twice what is there
 
 
 def test_a_run_that_was_taken_for_dead_does_no_harm(
