@@ -75,8 +75,8 @@ def render(
 ) -> None:
     """Print the manifest of an idempotent run that does what is new or changed, never two at a time."""
     from panoptile.jobs.job_file import with_absolute_paths
+    from panoptile.jobs.manifests import render as rendered
     from panoptile.jobs.schedule import POD, TARGETS, USED_BY, Schedule, Target
-    from panoptile.jobs.schedule import render as rendered
 
     if as_ not in TARGETS:
         raise invalid(f"--as is one of {', '.join(get_args(Target))}, got {as_!r}.")

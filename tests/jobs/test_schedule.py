@@ -24,7 +24,8 @@ from panoptile.jobs.cli import app
 from panoptile.jobs.cron import check_cron
 from panoptile.jobs.exits import JobError
 from panoptile.jobs.job_file import read_job_file
-from panoptile.jobs.schedule import Schedule, render
+from panoptile.jobs.manifests import render
+from panoptile.jobs.schedule import Schedule
 from panoptile.jobs.spec import JobSpec
 
 REMOTE = JobSpec(("s3://b/in/100% new/*.tif",), "s3://b/out", tile=640, classes=("house", "tree crown"))

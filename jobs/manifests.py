@@ -1,0 +1,101 @@
+"""Manifests for scheduled runs: prints what another scheduler runs, and runs nothing itself."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from panoptile.jobs.exits import invalid
+from panoptile.jobs.kubernetes_manifests import kubernetes_text
+from panoptile.jobs.schedule import Schedule, Target
+from panoptile.jobs.scheduled_command import command
+
+
+def render(schedule: Schedule, target: Target) -> str:
+    """The manifest as text. Raises :class:`JobError` (exit 2) where the target cannot run this job."""
+    if target == "crontab":
+        return _crontab(schedule)
+    if target == "airflow":
+        return _airflow(schedule)
+    return kubernetes_text(schedule, target)
+
+
+# --- cron ----------------------------------------------------------------------------------------------
+
+
+def _crontab(schedule: Schedule) -> str:
+    """Lines for a crontab. A percent sign would end the command there: it is escaped."""
+    line = shlex.join(command(_executable(), schedule, None)).replace("%", r"\%")
+    if "\n" in line:
+        raise invalid("A source or path contains a line break, which a crontab cannot hold: rename it.")
+    zone = f"{_ZONE_NOTE}CRON_TZ={schedule.timezone}\n" if schedule.timezone else ""
+    return f"# {schedule.name}: new and changed inputs only; a run that is still going is left alone\n{zone}{schedule.cron} {line}\n"
+
+
+_ZONE_NOTE = "# CRON_TZ holds for all lines below it, too: put these last; cronie knows it, Debian's and Ubuntu's cron does not\n"
+
+
+def _executable() -> str:
+    """The installation that is running: cron's own PATH holds no virtual environment."""
+    beside = Path(sys.executable).with_name("panoptile")
+    return str(beside) if os.access(beside, os.X_OK) else shutil.which("panoptile") or "panoptile"
+
+
+# --- Airflow -------------------------------------------------------------------------------------------
+
+_DAG = '''"""{name}: segments what is new or changed; made by `panoptile schedule render`."""
+
+import datetime
+
+from airflow import DAG
+
+try:
+    from airflow.providers.standard.operators.bash import BashOperator  # Airflow 3
+except ImportError:
+    from airflow.operators.bash import BashOperator
+
+with DAG(
+    dag_id={name!r},
+    schedule={cron!r},
+    start_date=datetime.datetime(2024, 1, 1, tzinfo={zone}),
+    catchup=False,
+    max_active_runs=1,
+    tags=["panoptile"],
+) as dag:
+    BashOperator(
+        task_id="segment",
+        bash_command={line!r},
+        retries=2,
+        retry_delay=datetime.timedelta(minutes=10),
+        execution_timeout=datetime.timedelta(seconds={deadline}),
+    )
+'''
+
+
+def _airflow(schedule: Schedule) -> str:
+    """A DAG file. Jinja must not touch the command, so it stands in a raw block."""
+    line = shlex.join(command("panoptile", schedule, None))
+    if "endraw" in line:
+        raise invalid(
+            "A source or path contains 'endraw', which Airflow's templates would take for their own."
+        )
+    zone = (
+        "datetime.timezone.utc" if schedule.timezone is None else f"zoneinfo.ZoneInfo({schedule.timezone!r})"
+    )
+    text = _DAG.format(
+        name=schedule.name,
+        cron=schedule.cron,
+        zone=zone,
+        line="{% raw %}"
+        + line
+        + "{% endraw %} ",  # the trailing blank: Airflow reads '….sh' as a template's name
+        deadline=schedule.deadline,
+    )
+    return (
+        text
+        if schedule.timezone is None
+        else text.replace("import datetime\n", "import datetime\nimport zoneinfo\n", 1)
+    )
