@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +26,11 @@ USED_BY: dict[Target, frozenset[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """When a job runs, and where."""
+    """When a job runs, and where.
+
+    The job runs with ``--incremental --if-running skip``, and one that cannot is refused. That is a mosaic, which could
+    not be run without ``--incremental`` either: over other sheets than before it is another job (exit 5).
+    """
 
     spec: JobSpec
     cron: str
@@ -50,6 +55,12 @@ class Schedule:
         object.__setattr__(
             self, "cron", check_cron(self.cron)
         )  # a line break among its blanks would end the line
+        try:
+            dataclasses.replace(self.spec, incremental=True, if_running="skip")
+        except ValueError as e:
+            raise invalid(
+                f"This job cannot be scheduled, because a scheduled run is --incremental --if-running skip: {e}"
+            ) from e
         if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?", self.name):
             raise invalid(f"--name wants lower-case letters, digits and '-' (at most 52), got {self.name!r}.")
         if self.timezone is not None:

@@ -89,6 +89,11 @@ def render(
     if idle:
         flag = {"claim": "--volume-claim"}.get(idle[0], f"--{'pod-' * (idle[0] in POD)}{idle[0]}")
         raise invalid(f"{flag} says nothing to --as {as_}: leave it out.")
+    if job.origins["if_running"] != "default" and job.spec.if_running != "skip":
+        raise invalid(
+            f"--if-running {job.spec.if_running} cannot be scheduled: a run that finds another at work always leaves it "
+            "alone. Leave it out, or give --if-running skip."
+        )
     schedule = Schedule(with_absolute_paths(job.spec), cron, name, timezone, **given)
     text = rendered(schedule, as_)
     console.data(text.rstrip("\n"), {"as": as_, "manifest": text})

@@ -30,6 +30,7 @@ from panoptile.jobs.spec import JobSpec
 
 REMOTE = JobSpec(("s3://b/in/100% new/*.tif",), "s3://b/out", tile=640, classes=("house", "tree crown"))
 KUBERNETES = "1.34.0"
+TARGETS = ["crontab", "k8s", "raycronjob", "airflow"]
 
 
 def rendered(*args: str) -> str:
@@ -363,7 +364,7 @@ def test_the_jobs_own_number_of_replicas_counts() -> None:
     assert words[words.index("--workers") + 1] == "3"
 
 
-@pytest.mark.parametrize("target", ["crontab", "k8s", "raycronjob", "airflow"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_line_break_in_the_expression_does_no_harm(target: Any) -> None:
     """Blanks of any kind separate the five fields; the manifest has single ones."""
     text = render(Schedule(REMOTE, "0 2\n*\t* *", image="i"), target)
@@ -382,6 +383,31 @@ def test_the_crontab_runs_the_installation_that_rendered_it(
     [line] = [r for r in render(Schedule(REMOTE, "0 2 * * *"), "crontab").splitlines() if r[0] != "#"]
     assert line.split()[5] == str(tmp_path / "panoptile")
     assert "crontab -" not in CliRunner().invoke(app, ["schedule", "render", "--help"]).stdout
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_mosaic_is_not_scheduled(target: str) -> None:
+    """Its command would end with exit 2 every night: --incremental does not go with it."""
+    image = () if target in ("crontab", "airflow") else ("--image", "i")
+    with pytest.raises(JobError, match="cannot be scheduled, .* --mosaic: a new sheet") as e:
+        rendered(
+            "s3://b/*.tif", "-o", "s3://b/out", "--mosaic", "--cron", "0 2 * * *", "--as", target, *image
+        )
+    assert int(e.value.code) == 2
+
+
+@pytest.mark.parametrize("choice", ["attach", "fail"])
+def test_another_choice_than_to_skip_is_refused(choice: str, tmp_path: Path) -> None:
+    """By flag or in a job file: it would not be heeded. Skip itself may be given."""
+    when = ("--cron", "0 2 * * *", "--as", "crontab")
+    file = tmp_path / "job.yaml"
+    file.write_text(f"sources: [a.tif]\nout: out\nif_running: {choice}\n")
+    for given in (["a.tif", "-o", "out", "--if-running", choice], [str(file)]):
+        with pytest.raises(JobError, match=f"--if-running {choice} cannot be scheduled") as e:
+            rendered(*given, *when)
+        assert int(e.value.code) == 2
+    for given in (["a.tif", "-o", "out"], [str(file)]):
+        assert rendered(*given, "--if-running", "skip", *when).count("--if-running skip") == 1
 
 
 def test_a_volume_makes_its_paths_local() -> None:
