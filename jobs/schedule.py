@@ -33,6 +33,7 @@ class Schedule:
     """
 
     spec: JobSpec
+    """Its local paths are absolute."""
     cron: str
     name: str = "panoptile"
     timezone: str | None = None

@@ -7,7 +7,12 @@ has none.
 from __future__ import annotations
 
 import dataclasses
+import json
+from typing import get_args
 
+from panoptile.jobs.exits import invalid
+from panoptile.jobs.option_values import NAME_LISTS, names
+from panoptile.jobs.options import JOB
 from panoptile.jobs.schedule import Schedule
 from panoptile.jobs.spec import JobSpec
 
@@ -21,25 +26,37 @@ def command(executable: str, schedule: Schedule, job_file: str | None) -> list[s
 
 
 def _arguments(spec: JobSpec) -> list[str]:
-    """The job as arguments of ``segment``, defaults left out."""
+    """The job as arguments of ``segment``, defaults left out. Raises :class:`JobError` for what they cannot say."""
     words = ["--out", spec.out]
     for field in dataclasses.fields(JobSpec):
         value = getattr(spec, field.name)
         if field.name in ("sources", "out", "incremental", "if_running") or value == field.default:
             continue
-        flag = _FLAGS.get(field.name, field.name).replace("_", "-")
+        flag, no_flag = _flags(field.name)
         if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
+            words.append(flag if value else no_flag)
         elif isinstance(value, tuple):
-            words += [f"--{flag}", ",".join(map(str, value))]
+            words += [flag, _listed(field.name, flag, value)]
         else:
-            words += [f"--{flag}", str(value)]
-    return (
-        [*words, "--", *spec.sources]
-        if any(s.startswith("-") for s in spec.sources)
-        else [*spec.sources, *words]
-    )
+            words += [flag, str(value)]
+    return [*spec.sources, *words]
 
 
-_FLAGS = {"unit_timeout": "timeout_unit"}
-"""Fields whose option has another name."""
+def _flags(name: str) -> tuple[str, str]:
+    """The option of a job's field and, for a switch, that which turns it off; as the command line declares them."""
+    _, option = get_args(JOB[name])
+    first = option.default  # in Annotated it is no default: typer takes it for the first name of the option
+    declared = [words for words in (first, *(option.param_decls or ())) if str(words).startswith("--")]
+    flag, _, no_flag = (declared[0] if declared else f"--{name.replace('_', '-')}").partition("/")
+    return flag, no_flag
+
+
+def _listed(name: str, flag: str, value: tuple[str | int, ...]) -> str:
+    """A list as one word. Raises :class:`JobError` (exit 2) for names that commas would tear apart."""
+    text = ",".join(map(str, value))
+    if not value or (name in NAME_LISTS and names(flag, text) != value):
+        raise invalid(
+            f"{flag} {json.dumps(value)} cannot be said on a command line, where commas part the names: use --as k8s or "
+            "raycronjob, which run a job file."
+        )
+    return text

@@ -26,6 +26,7 @@ from panoptile.jobs.exits import JobError
 from panoptile.jobs.job_file import read_job_file
 from panoptile.jobs.manifests import render
 from panoptile.jobs.schedule import Schedule
+from panoptile.jobs.scheduled_command import command
 from panoptile.jobs.spec import JobSpec
 
 REMOTE = JobSpec(("s3://b/in/100% new/*.tif",), "s3://b/out", tile=640, classes=("house", "tree crown"))
@@ -227,6 +228,46 @@ def test_a_crontab_line_runs_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert words[words.index("--if-running") + 1] == "skip"
 
 
+OTHER: dict[str, Any] = {
+    "sources": ("/a b/*.tif", "/c.tif"), "out": "/out it's", "model": "org/name", "task": "semantic", "labels": "/l.json",
+    "fuse": ("tree crown",), "tile": 640, "overlap": 64, "bands": (4, 3, 2), "scale": "-5,1000", "gsd": 0.5,
+    "nodata": -9999.0, "aoi": "/aoi.json", "classes": ("house", "tree crown"), "exclude": ("road",), "min_area": 2.5,
+    "score": 0.25, "raster": False, "vector": False, "compression": "deflate", "batch": 3, "threads": 2,
+    "precision": "bf16", "compile": True, "kind": "video", "fps": 2.0, "every": 4, "start": 1.5, "end": 9.0,
+    "frame_size": 480, "sequence_fps": 25.0, "decoder": "pyav", "all_queries": True, "overlay": True, "link": "minvis",
+    "max_age": 2.0, "match_threshold": 0.9, "iou_weight": 0.25, "class_weight": 0.5, "min_cosine": 0.25, "min_iou": 0.2,
+    "birth_score": 0.75, "min_hits": 5, "camera_motion": False, "scene_cut": 0.25, "mosaic": True, "regions": ("all",),
+    "workers": 3, "local": True, "retries": 0, "max_failures": "5", "unit_timeout": 90.5, "skip_invalid": True,
+    "if_running": "skip", "incremental": True, "start_timeout": 30.0, "accelerator_type": "H100", "max_pixels": 2e12,
+    "allow_drivers": ("GTiff", "COG"),
+}  # fmt: skip
+"""Another value than the default for every field of a job."""
+
+
+@pytest.mark.parametrize(
+    "name", [field.name for field in dataclasses.fields(JobSpec) if field.name != "mosaic"]
+)
+def test_the_words_mean_the_job(name: str) -> None:
+    """Read by the command line itself, the words of a crontab are the job that a schedule runs, for every option."""
+    values = {"sources": ("/a.tif",), "out": "/out", name: OTHER[name]}
+    schedule = Schedule(JobSpec(**values), "0 2 * * *")
+    words = command("panoptile", schedule, None)[2:]
+    result = CliRunner().invoke(app, ["config", "show", *words, "--json"], catch_exceptions=False)
+    read = JobSpec.from_json(json.loads(result.stdout)["options"])
+    assert getattr(read, name) == OTHER[name] != getattr(JobSpec(("/a.tif",), "/out"), name)
+    assert read == dataclasses.replace(schedule.spec, incremental=True, if_running="skip")
+
+
+@pytest.mark.parametrize("target", ["crontab", "airflow"])
+def test_names_that_hold_a_comma_are_no_words(target: Any) -> None:
+    """They would be torn apart: exit 2. A manifest with a job file in it holds them as they are."""
+    spec = dataclasses.replace(REMOTE, classes=("a,b", "c d"))
+    with pytest.raises(JobError, match=r'--classes \["a,b", "c d"\] cannot be said') as e:
+        render(Schedule(spec, "0 2 * * *"), target)
+    assert int(e.value.code) == 2
+    assert "- a,b\n" in render(Schedule(spec, "0 2 * * *", image="i"), "k8s")
+
+
 def test_an_airflow_dag_is_python_that_runs_the_job() -> None:
     """With stand-ins for Airflow's two classes, the DAG hands over one command, untouched by templates."""
     text = render(Schedule(REMOTE, "0 2 * * *", "nightly", "Europe/Zurich"), "airflow")
@@ -389,7 +430,7 @@ def test_the_crontab_runs_the_installation_that_rendered_it(
 def test_a_mosaic_is_not_scheduled(target: str) -> None:
     """Its command would end with exit 2 every night: --incremental does not go with it."""
     image = () if target in ("crontab", "airflow") else ("--image", "i")
-    with pytest.raises(JobError, match="cannot be scheduled, .* --mosaic: a new sheet") as e:
+    with pytest.raises(JobError, match=r"cannot be scheduled, .* --mosaic: a new sheet") as e:
         rendered(
             "s3://b/*.tif", "-o", "s3://b/out", "--mosaic", "--cron", "0 2 * * *", "--as", target, *image
         )
