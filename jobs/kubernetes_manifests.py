@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from pathlib import Path
@@ -57,25 +58,17 @@ def _cron_job(schedule: Schedule) -> dict[str, Any]:
 
 def _ray_cron_job(schedule: Schedule) -> dict[str, Any]:
     head = _container(schedule, gpus=0) | {"name": "ray-head"}
-    worker = _container(schedule, gpus=1) | {"name": "ray-worker"}
     cluster = {
         "rayVersion": _ray_version(),
         "headGroupSpec": {
             "rayStartParams": {"num-gpus": "0"},
             "template": {"spec": _pod(schedule, head)},
         },
-        "workerGroupSpecs": [
-            {
-                "groupName": "gpu",
-                "replicas": max(1, schedule.gpus),
-                "minReplicas": 0,
-                "maxReplicas": max(1, schedule.gpus),
-                "rayStartParams": {},
-                "template": {"spec": _pod(schedule, worker)},
-            }
-        ],
+        "workerGroupSpecs": [_workers(schedule)],
     }
-    words = [*command("panoptile", schedule, f"{_MOUNT}/job.yaml"), "--workers", str(_workers(schedule))]
+    words = command("panoptile", schedule, f"{_MOUNT}/job.yaml")
+    if schedule.gpus:
+        words += ["--workers", str(schedule.spec.workers or schedule.gpus)]
     spec: dict[str, Any] = {
         "schedule": schedule.cron,
         "jobTemplate": {
@@ -94,9 +87,19 @@ def _ray_cron_job(schedule: Schedule) -> dict[str, Any]:
     return {"apiVersion": "ray.io/v1", "kind": "RayCronJob", "metadata": _metadata(schedule), "spec": spec}
 
 
-def _workers(schedule: Schedule) -> int:
-    """Replicas of a Ray cluster: the job's own number, else one for each GPU worker."""
-    return max(1, schedule.gpus) if schedule.spec.workers is None else schedule.spec.workers
+def _workers(schedule: Schedule) -> dict[str, Any]:
+    """Pods with a GPU each, or without GPUs: then the job sees none in the cluster, and takes a CPU for each replica."""
+    replicas = schedule.spec.workers or 1
+    pods = schedule.gpus or math.ceil(replicas * schedule.spec.threads / schedule.cpus)
+    worker = _container(schedule, gpus=min(1, schedule.gpus)) | {"name": "ray-worker"}
+    return {
+        "groupName": "gpu" if schedule.gpus else "cpu",
+        "replicas": pods,
+        "minReplicas": 0,
+        "maxReplicas": pods,
+        "rayStartParams": {},
+        "template": {"spec": _pod(schedule, worker)},
+    }
 
 
 def _config_map(schedule: Schedule) -> dict[str, Any]:
@@ -151,6 +154,10 @@ def _check_cluster_job(schedule: Schedule) -> None:
     """A pod sees object stores and its volume; anything else would fail every night."""
     if schedule.image is None:
         raise invalid("A manifest for Kubernetes needs --image: a container image that holds panoptile.")
+    if schedule.spec.accelerator_type is not None and not schedule.gpus:
+        raise invalid(
+            "--accelerator-type chooses GPUs, and --pod-gpus 0 gives the job none: leave one of them out."
+        )
     mount = None if schedule.claim is None else _claim(schedule.claim)[1]
     spec = schedule.spec
     local = [

@@ -46,7 +46,7 @@ class Schedule:
     claim: str | None = None
     """``CLAIM:/path``: a persistent volume claim that holds local sources or OUT."""
     gpus: int = 1
-    """GPUs of a Kubernetes job, or GPU workers of a Ray cluster."""
+    """GPUs of a Kubernetes job, or GPU workers of a Ray cluster; 0: CPUs alone."""
     cpus: int = 4
     memory: str = "16Gi"
     deadline: int = 86_400

@@ -29,7 +29,9 @@ Claim = Annotated[
 ]
 PodGpus = Annotated[
     int | None,
-    typer.Option("--pod-gpus", metavar="N", help="GPUs of the job (k8s), or GPU workers; default: 1."),
+    typer.Option(
+        "--pod-gpus", metavar="N", help="GPUs of the job (k8s), or GPU workers; 0: CPUs alone. Default: 1."
+    ),
 ]
 PodCpus = Annotated[int | None, typer.Option("--pod-cpus", metavar="N", help="CPUs of each pod; default: 4.")]
 PodMemory = Annotated[

@@ -387,6 +387,27 @@ def test_the_jobs_own_number_of_replicas_counts() -> None:
     assert words[words.index("--workers") + 1] == "3"
 
 
+@pytest.mark.parametrize(("workers", "pods"), [(None, 1), (1, 1), (5, 3)])
+def test_a_ray_cluster_without_gpus(workers: int | None, pods: int) -> None:
+    """Its workers hold no GPU, and are as many as the replicas need; their number is the job's own or the cluster's."""
+    spec = dataclasses.replace(REMOTE, workers=workers, threads=2)
+    _, job = yaml.safe_load_all(render(Schedule(spec, "0 2 * * *", image="i", gpus=0), "raycronjob"))
+    assert raycronjob_errors(job) == []
+    template = job["spec"]["jobTemplate"]
+    [group] = template["rayClusterSpec"]["workerGroupSpecs"]
+    assert (group["groupName"], group["replicas"], group["maxReplicas"]) == ("cpu", pods, pods)
+    assert "nvidia.com/gpu" not in json.dumps(job)
+    assert "--workers" not in template["entrypoint"]
+
+
+@pytest.mark.parametrize("target", ["k8s", "raycronjob"])
+def test_no_gpu_has_a_type(target: Any) -> None:
+    """--accelerator-type without a GPU would wait for one every night: exit 2."""
+    spec = dataclasses.replace(REMOTE, accelerator_type="H100")
+    with pytest.raises(JobError, match="--pod-gpus 0 gives the job none"):
+        render(Schedule(spec, "0 2 * * *", image="i", gpus=0), target)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_line_break_in_the_expression_does_no_harm(target: Any) -> None:
     """Blanks of any kind separate the five fields; the manifest has single ones."""
