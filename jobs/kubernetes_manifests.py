@@ -12,11 +12,11 @@ import yaml
 
 from panoptile.jobs.exits import invalid
 from panoptile.jobs.job_file import job_file_text
+from panoptile.jobs.kubernetes_names import JOB_MOUNT, is_below, parse_claim
 from panoptile.jobs.schedule import Schedule
 from panoptile.jobs.scheduled_command import command
+from panoptile.pipeline.remote_uri import local_path_of, scheme_of
 
-_MOUNT = "/etc/panoptile"
-_URI = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _OPERATOR_NOTE = (
     "# RayCronJob is alpha: it needs KubeRay 1.6 or newer, started with its feature gate RayCronJob=true\n"
 )
@@ -30,6 +30,11 @@ def kubernetes_text(schedule: Schedule, target: Literal["k8s", "raycronjob"]) ->
         raise invalid(
             "--local runs on one machine, and a RayCronJob is a cluster: leave it out, or use --as k8s."
         )
+    if target == "raycronjob" and not re.fullmatch(r"[a-z][a-z0-9-]{0,35}", schedule.name):
+        raise invalid(
+            f"--name of a RayCronJob begins with a letter and has at most 36 characters, got {schedule.name!r}: KubeRay "
+            "makes longer names from it."
+        )
     manifest = _cron_job(schedule) if target == "k8s" else _ray_cron_job(schedule)
     note = "" if target == "k8s" else f"{_OPERATOR_NOTE}{_OPERATOR_ZONE_NOTE if schedule.timezone else ''}"
     return note + "---\n".join(yaml.safe_dump(d, sort_keys=False) for d in (_config_map(schedule), manifest))
@@ -37,7 +42,7 @@ def kubernetes_text(schedule: Schedule, target: Literal["k8s", "raycronjob"]) ->
 
 def _cron_job(schedule: Schedule) -> dict[str, Any]:
     container = _container(schedule, gpus=schedule.gpus)
-    container["command"] = command("panoptile", schedule, f"{_MOUNT}/job.yaml")
+    container["command"] = command("panoptile", schedule, f"{JOB_MOUNT}/job.yaml")
     spec: dict[str, Any] = {
         "schedule": schedule.cron,
         "concurrencyPolicy": "Forbid",
@@ -66,7 +71,7 @@ def _ray_cron_job(schedule: Schedule) -> dict[str, Any]:
         },
         "workerGroupSpecs": [_workers(schedule)],
     }
-    words = command("panoptile", schedule, f"{_MOUNT}/job.yaml")
+    words = command("panoptile", schedule, f"{JOB_MOUNT}/job.yaml")
     if schedule.gpus:
         words += ["--workers", str(schedule.spec.workers or schedule.gpus)]
     spec: dict[str, Any] = {
@@ -122,9 +127,9 @@ def _container(schedule: Schedule, *, gpus: int) -> dict[str, Any]:
     limits: dict[str, Any] = {"cpu": str(schedule.cpus), "memory": schedule.memory}
     if gpus:
         limits["nvidia.com/gpu"] = str(gpus)
-    mounts = [{"name": "job", "mountPath": _MOUNT, "readOnly": True}]
+    mounts = [{"name": "job", "mountPath": JOB_MOUNT, "readOnly": True}]
     if schedule.claim:
-        mounts.append({"name": "data", "mountPath": _claim(schedule.claim)[1]})
+        mounts.append({"name": "data", "mountPath": parse_claim(schedule.claim)[1]})
     container: dict[str, Any] = {
         "name": "panoptile",
         "image": schedule.image,
@@ -139,15 +144,10 @@ def _container(schedule: Schedule, *, gpus: int) -> dict[str, Any]:
 def _pod(schedule: Schedule, container: dict[str, Any]) -> dict[str, Any]:
     volumes: list[dict[str, Any]] = [{"name": "job", "configMap": {"name": schedule.name}}]
     if schedule.claim:
-        volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": _claim(schedule.claim)[0]}})
+        volumes.append(
+            {"name": "data", "persistentVolumeClaim": {"claimName": parse_claim(schedule.claim)[0]}}
+        )
     return {"containers": [container], "volumes": volumes}
-
-
-def _claim(text: str) -> tuple[str, str]:
-    name, _, path = text.partition(":")
-    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name) or not path.startswith("/"):
-        raise invalid(f"--volume-claim wants CLAIM:/path, got {text!r}.")
-    return name, path.rstrip("/") or "/"
 
 
 def _check_cluster_job(schedule: Schedule) -> None:
@@ -158,19 +158,26 @@ def _check_cluster_job(schedule: Schedule) -> None:
         raise invalid(
             "--accelerator-type chooses GPUs, and --pod-gpus 0 gives the job none: leave one of them out."
         )
-    mount = None if schedule.claim is None else _claim(schedule.claim)[1]
+    mount = None if schedule.claim is None else parse_claim(schedule.claim)[1]
     spec = schedule.spec
-    local = [
-        p
-        for p in (*spec.sources, spec.out, spec.aoi, spec.labels, *_model_paths(spec.model))
-        if p is not None and not _URI.match(p)
-    ]
-    outside = [p for p in local if mount is None or not f"{p}/".startswith(f"{mount.rstrip('/')}/")]
+    places = (*spec.sources, spec.out, spec.aoi, spec.labels, *_model_paths(spec.model))
+    local = [path for path in map(_local_path, filter(None, places)) if path is not None]
+    outside = [path for path in local if mount is None or not is_below(path, mount)]
     if outside:
         raise invalid(
             f"{outside[0]} is a local path that a pod cannot see: use an object store, or mount its volume with "
             "--volume-claim CLAIM:/path."
         )
+
+
+def _local_path(place: str) -> str | None:
+    """The local path that a path or a file:// URL names; None for an object store."""
+    if scheme_of(place) not in (None, "file"):
+        return None
+    try:
+        return str(local_path_of(place))
+    except ValueError as e:
+        raise invalid(str(e)) from e
 
 
 def _model_paths(model: str) -> list[str]:

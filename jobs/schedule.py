@@ -9,6 +9,7 @@ from typing import Literal
 
 from panoptile.jobs.cron import check_cron
 from panoptile.jobs.exits import invalid
+from panoptile.jobs.kubernetes_names import check_image, check_namespace, check_secret, parse_claim
 from panoptile.jobs.spec import JobSpec
 
 Target = Literal["crontab", "k8s", "raycronjob", "airflow"]
@@ -64,8 +65,16 @@ class Schedule:
             ) from e
         if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?", self.name):
             raise invalid(f"--name wants lower-case letters, digits and '-' (at most 52), got {self.name!r}.")
-        if self.timezone is not None:
-            _check_timezone(self.timezone)
+        for check, given in (
+            (_check_timezone, self.timezone),
+            (check_image, self.image),
+            (check_namespace, self.namespace),
+            (check_secret, self.secret),
+            (parse_claim, self.claim),
+        ):
+            if given is not None:
+                check(given)
+        _check_model(self.spec.model)
         for option, value, low in (
             ("--pod-gpus", self.gpus, 0),
             ("--pod-cpus", self.cpus, 1),
@@ -75,6 +84,16 @@ class Schedule:
                 raise invalid(f"{option} must be at least {low}, got {value}.")
         if not re.fullmatch(r"[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?", self.memory):
             raise invalid(f"--pod-memory wants a quantity such as 16Gi, got {self.memory!r}.")
+
+
+def _check_model(model: str) -> None:
+    """Refuse a relative path: it names nothing here, and would be looked for in another folder by night."""
+    is_id = model.count("/") == 1 and not model.startswith((".", "~"))
+    if not (model == "builtin" or model.startswith(("echo:", "/")) or is_id):
+        raise invalid(
+            f"There is no checkpoint at {model}: give a folder that is there, or by its absolute path one that is where "
+            "the job will run, or a hub id."
+        )
 
 
 def _check_timezone(name: str) -> None:

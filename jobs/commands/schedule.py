@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
@@ -9,6 +11,7 @@ import typer
 from panoptile.jobs.console import Console
 from panoptile.jobs.exits import invalid
 from panoptile.jobs.job_options import ResolvedJob, with_job_options
+from panoptile.jobs.spec import JobSpec
 
 Cron = Annotated[str, typer.Option(metavar="'M H D M W'", help="When to run: five cron fields.")]
 As = Annotated[
@@ -76,7 +79,6 @@ def render(
     deadline: Deadline = None,
 ) -> None:
     """Print the manifest of an idempotent run that does what is new or changed, never two at a time."""
-    from panoptile.jobs.job_file import with_absolute_paths
     from panoptile.jobs.manifests import render as rendered
     from panoptile.jobs.schedule import POD, TARGETS, USED_BY, Schedule, Target
 
@@ -96,6 +98,15 @@ def render(
             f"--if-running {job.spec.if_running} cannot be scheduled: a run that finds another at work always leaves it "
             "alone. Leave it out, or give --if-running skip."
         )
-    schedule = Schedule(with_absolute_paths(job.spec), cron, name, timezone, **given)
+    schedule = Schedule(_from_anywhere(job.spec), cron, name, timezone, **given)
     text = rendered(schedule, as_)
     console.data(text.rstrip("\n"), {"as": as_, "manifest": text})
+
+
+def _from_anywhere(spec: JobSpec) -> JobSpec:
+    """The job for a process with another working directory and another home."""
+    from panoptile.jobs.job_file import with_absolute_paths
+
+    if spec.model.startswith("~"):
+        spec = dataclasses.replace(spec, model=str(Path(spec.model).expanduser()))
+    return with_absolute_paths(spec)

@@ -454,6 +454,94 @@ def test_another_choice_than_to_skip_is_refused(choice: str, tmp_path: Path) -> 
         assert rendered(*words, "--if-running", "skip", *when).count("--if-running skip") == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--namespace", "A B", "--namespace wants"),
+        ("--namespace", "n" * 64, "--namespace wants"),
+        ("--namespace", "a.b", "--namespace wants"),
+        ("--namespace", "-a", "--namespace wants"),
+        ("--namespace", "a\n", "--namespace wants"),
+        ("--secret", "A B", "--secret wants"),
+        ("--secret", "a..b", "--secret wants"),
+        ("--image", "bad image", "--image wants"),
+        ("--image", "Registry/Panoptile", "--image wants"),
+        ("--image", "registry/panoptile:", "--image wants"),
+        ("--image", "registry/panoptile@sha256:1", "--image wants"),
+        ("--volume-claim", "C:/data", "--volume-claim wants"),
+        ("--volume-claim", "c:data", "--volume-claim wants"),
+        ("--volume-claim", "c:/data:ro", "--volume-claim wants"),
+        ("--volume-claim", "c:/data/../etc", "--volume-claim wants"),
+        ("--volume-claim", "c:/", "cannot be mounted at /, "),
+        ("--volume-claim", "c:/etc/", "cannot be mounted at /etc, "),
+        ("--volume-claim", "c:/etc//panoptile", "cannot be mounted at /etc/panoptile, "),
+        ("--volume-claim", "c:/etc/panoptile/x", "cannot be mounted at /etc/panoptile/x, "),
+    ],
+)
+def test_names_and_mounts_that_kubernetes_refuses(option: str, value: str, words: str) -> None:
+    """Exit 2 and a sentence that says what is wanted."""
+    given = {"--image": "i"} | {option: value}
+    with pytest.raises(JobError, match=re.escape(words)) as e:
+        rendered(
+            "s3://b/a.tif", "-o", "s3://b/out", "--cron", "0 2 * * *", "--as", "k8s",
+            *(word for pair in given.items() for word in pair),
+        )  # fmt: skip
+    assert int(e.value.code) == 2
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["panoptile", "registry:5000/a/b_c-d:1.0-rc", "ghcr.io/team/p", "eu.gcr.io/p/q@sha256:" + "0f" * 32,
+     "localhost/p:1@sha256:" + "0f" * 32],
+)  # fmt: skip
+def test_images_that_a_runtime_takes(image: str) -> None:
+    """With registry, port, tag and digest."""
+    assert Schedule(REMOTE, "0 2 * * *", image=image, namespace="gis-1", secret="s3.keys").image == image
+
+
+@pytest.mark.parametrize("name", ["2-nights", "n" * 37])
+def test_a_name_that_kuberay_refuses(name: str) -> None:
+    """It makes the names of jobs and clusters from it, which begin with a letter and have a limit."""
+    schedule = Schedule(REMOTE, "0 2 * * *", name, image="i")
+    assert name in render(schedule, "k8s")
+    with pytest.raises(JobError, match="--name of a RayCronJob"):
+        render(schedule, "raycronjob")
+
+
+@pytest.mark.parametrize(
+    "source", ["/data/../etc/a.tif", "file:///etc/a.tif", "/database/a.tif", "file:///data/../etc/a.tif"]
+)
+def test_a_path_that_only_looks_mounted(source: str) -> None:
+    """Where it really leads decides whether the pod sees it."""
+    spec = JobSpec((source,), "s3://b/out")
+    with pytest.raises(JobError, match="is a local path that a pod cannot see"):
+        render(Schedule(spec, "0 2 * * *", image="i", claim="c:/data/"), "k8s")
+
+
+def test_a_url_of_a_mounted_file_is_seen() -> None:
+    """file:// names a path of the pod like any other."""
+    spec = JobSpec(("file:///data/a.tif",), "/data/out")
+    assert "/data/a.tif" in render(Schedule(spec, "0 2 * * *", image="i", claim="c:/data"), "k8s")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("model", ["./mymodel", "mymodel", "a/b/c", "../m/n"])
+def test_a_checkpoint_that_is_not_here(model: str, target: Any) -> None:
+    """A relative path would be looked for in the scheduler's own folder: exit 2."""
+    with pytest.raises(JobError, match="There is no checkpoint at"):
+        render(Schedule(dataclasses.replace(REMOTE, model=model), "0 2 * * *", image="i"), target)
+
+
+def test_a_checkpoint_at_home_is_found_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The crontab has its whole path, a pod does not see it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "m").mkdir()
+    job = ("s3://b/a.tif", "-o", "s3://b/out", "--model", "~/m", "--cron", "0 2 * * *", "--as")
+    assert f"--model {tmp_path / 'm'} " in rendered(*job, "crontab")
+    with pytest.raises(JobError, match="is a local path that a pod cannot see"):
+        rendered(*job, "k8s", "--image", "i")
+
+
 def test_a_volume_makes_its_paths_local() -> None:
     """Sources and OUT below the mount are seen by the pod."""
     text = rendered(
