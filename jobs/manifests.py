@@ -28,13 +28,20 @@ def render(schedule: Schedule, target: Target) -> str:
 
 def _crontab(schedule: Schedule) -> str:
     """Lines for a crontab. A percent sign would end the command there: it is escaped."""
-    line = shlex.join(command(_executable(), schedule, None)).replace("%", r"\%")
+    line = shlex.join(command(_executable(), schedule, schedule.job_file)).replace("%", r"\%")
     if "\n" in line:
         raise invalid("A source or path contains a line break, which a crontab cannot hold: rename it.")
+    if len(line.encode()) > _LONGEST:
+        raise invalid(
+            f"The command would be {len(line.encode()):,} bytes long, and cron takes {_LONGEST}: write the job to a file "
+            "with --save job.yaml, and schedule that file without other options."
+        )
     zone = f"{_ZONE_NOTE}CRON_TZ={schedule.timezone}\n" if schedule.timezone else ""
     return f"# {schedule.name}: new and changed inputs only; a run that is still going is left alone\n{zone}{schedule.cron} {line}\n"
 
 
+_LONGEST = 998
+"""Bytes of a command, its backslashes too: Debian's crontab says 'command too long' from 999 on."""
 _ZONE_NOTE = "# CRON_TZ holds for all lines below it, too: put these last; cronie knows it, Debian's and Ubuntu's cron does not\n"
 
 

@@ -52,6 +52,8 @@ class Schedule:
     memory: str = "16Gi"
     deadline: int = 86_400
     """Seconds after which Kubernetes ends a run; the next one goes on where it stopped."""
+    job_file: str | None = None
+    """Absolute path of a file that says all of the job, for schedulers of this machine."""
 
     def __post_init__(self) -> None:
         object.__setattr__(

@@ -56,7 +56,7 @@ def _listed(name: str, flag: str, value: tuple[str | int, ...]) -> str:
     text = ",".join(map(str, value))
     if not value or (name in NAME_LISTS and names(flag, text) != value):
         raise invalid(
-            f"{flag} {json.dumps(value)} cannot be said on a command line, where commas part the names: use --as k8s or "
-            "raycronjob, which run a job file."
+            f"{flag} {json.dumps(value)} cannot be said on a command line, where commas part the names: schedule a job "
+            "file without other options, with --as crontab, k8s or raycronjob."
         )
     return text

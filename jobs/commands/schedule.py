@@ -98,7 +98,8 @@ def render(
             f"--if-running {job.spec.if_running} cannot be scheduled: a run that finds another at work always leaves it "
             "alone. Leave it out, or give --if-running skip."
         )
-    schedule = Schedule(_from_anywhere(job.spec), cron, name, timezone, **given)
+    spec = _from_anywhere(job.spec)
+    schedule = Schedule(spec, cron, name, timezone, job_file=_whole_job_file(job, spec), **given)
     text = rendered(schedule, as_)
     console.data(text.rstrip("\n"), {"as": as_, "manifest": text})
 
@@ -110,3 +111,11 @@ def _from_anywhere(spec: JobSpec) -> JobSpec:
     if spec.model.startswith("~"):
         spec = dataclasses.replace(spec, model=str(Path(spec.model).expanduser()))
     return with_absolute_paths(spec)
+
+
+def _whole_job_file(job: ResolvedJob, spec: JobSpec) -> str | None:
+    """The job file, where it says all of the job, and says it to a process elsewhere too."""
+    added = {name for name, origin in job.origins.items() if origin in ("flag", "environment")}
+    if job.file is None or added - {"incremental", "if_running"} or spec != job.spec:
+        return None
+    return str(Path(job.file).expanduser().absolute())

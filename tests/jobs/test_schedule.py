@@ -20,6 +20,7 @@ from referencing.jsonschema import DRAFT202012
 from tests.jobs.raycronjob_schema import raycronjob_schema
 from typer.testing import CliRunner
 
+from panoptile.jobs import manifests
 from panoptile.jobs.cli import app
 from panoptile.jobs.exits import JobError
 from panoptile.jobs.job_file import read_job_file
@@ -265,6 +266,64 @@ def test_names_that_hold_a_comma_are_no_words(target: Any) -> None:
         render(Schedule(spec, "0 2 * * *"), target)
     assert int(e.value.code) == 2
     assert "- a,b\n" in render(Schedule(spec, "0 2 * * *", image="i"), "k8s")
+
+
+def crontab_words(text: str) -> list[str]:
+    """The command of a crontab's line, without the executable."""
+    [line] = [row for row in text.splitlines() if not row.startswith("#")]
+    return shlex.split(line.split(" ", 5)[5].replace(r"\%", "%"))[1:]
+
+
+def test_a_crontab_runs_the_job_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job of many sources, or of names with commas, stays in its file: the line is short and means the same job."""
+    monkeypatch.chdir(tmp_path)
+    sources = [f"sheets/a sheet with a long name {i}.tif" for i in range(60)]
+    Path("my job.yaml").write_text(
+        yaml.safe_dump({"sources": sources, "out": "out", "classes": ["a,b", "c d"]})
+    )
+    when = ("--cron", "0 2 * * *", "--as", "crontab")
+    words = crontab_words(rendered("my job.yaml", "--if-running", "skip", *when))
+    guard = ["--incremental", "--if-running", "skip", "--quiet"]
+    assert words == ["segment", str(tmp_path / "my job.yaml"), *guard]
+    monkeypatch.chdir("/")
+    shown = CliRunner().invoke(app, ["config", "show", *words[1:], "--json"], catch_exceptions=False)
+    read = JobSpec.from_json(json.loads(shown.stdout)["options"])
+    assert read.sources == tuple(str(tmp_path / source) for source in sources)
+    assert (read.out, read.classes) == (str(tmp_path / "out"), ("a,b", "c d"))
+
+
+def test_a_job_file_that_is_not_the_whole_job_becomes_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An option beside it, a variable, or a checkpoint that only this folder knows would be gone by night."""
+    monkeypatch.chdir(tmp_path)
+    when = ("--cron", "0 2 * * *", "--as", "crontab")
+    Path("job.yaml").write_text("sources: [a.tif]\nout: out\n")
+    words = crontab_words(rendered("job.yaml", "--tile", "640", *when))
+    assert words[:6] == ["segment", str(tmp_path / "a.tif"), "--out", str(tmp_path / "out"), "--tile", "640"]
+    monkeypatch.setenv("PANOPTILE_TILE", "768")
+    assert "--tile 768" in rendered("job.yaml", *when)
+    monkeypatch.delenv("PANOPTILE_TILE")
+    Path("m").mkdir()
+    Path("job.yaml").write_text("sources: [a.tif]\nout: out\nmodel: m\n")
+    assert f"--model {tmp_path / 'm'}" in rendered("job.yaml", *when)
+
+
+def test_a_command_that_is_too_long_for_cron(monkeypatch: pytest.MonkeyPatch) -> None:
+    """998 bytes are taken; what is longer would not be, and the sentence says what to do."""
+    monkeypatch.setattr(manifests, "_executable", lambda: "panoptile")
+    length = len(shlex.join(command("panoptile", Schedule(JobSpec(("/",), "/out"), "0 2 * * *"), None)))
+    for name, is_taken in (("x" * (998 - length), True), ("x" * (999 - length), False), ("ä" * 480, False)):
+        schedule = Schedule(JobSpec((f"/{name}",), "/out"), "0 2 * * *")
+        if is_taken:
+            assert len(render(schedule, "crontab").splitlines()[-1]) == len("0 2 * * * ") + 998
+            continue
+        with pytest.raises(
+            JobError, match=r"cron takes 998: write the job to a file with --save job\.yaml"
+        ) as e:
+            render(schedule, "crontab")
+        assert int(e.value.code) == 2
+        assert render(schedule, "airflow")
 
 
 def test_an_airflow_dag_is_python_that_runs_the_job() -> None:
