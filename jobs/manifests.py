@@ -12,10 +12,23 @@ from panoptile.jobs.exits import invalid
 from panoptile.jobs.kubernetes_manifests import kubernetes_text
 from panoptile.jobs.schedule import Schedule, Target
 from panoptile.jobs.scheduled_command import command
+from panoptile.pipeline.redaction import redacted
 
 
 def render(schedule: Schedule, target: Target) -> str:
     """The manifest as text. Raises :class:`JobError` (exit 2) where the target cannot run this job."""
+    text = _text(schedule, target)
+    if redacted(text) != text:  # masked it would be dead, unmasked it would give the secret away
+        lines = [redacted(line) for line in text.splitlines() if redacted(line) != line]
+        where = f"in the line {lines[0].strip()!r}" if lines else "over several lines"
+        raise invalid(
+            f"The manifest would hold a secret, of a URI or of the environment, {where}: take it out of the job, and give "
+            "credentials by the environment."
+        )
+    return text
+
+
+def _text(schedule: Schedule, target: Target) -> str:
     if target == "crontab":
         return _crontab(schedule)
     if target == "airflow":

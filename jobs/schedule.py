@@ -11,6 +11,7 @@ from panoptile.jobs.cron import check_cron
 from panoptile.jobs.exits import invalid
 from panoptile.jobs.kubernetes_names import check_image, check_namespace, check_secret, parse_claim
 from panoptile.jobs.spec import JobSpec
+from panoptile.pipeline.remote_uri import checked_uri, scheme_of
 
 Target = Literal["crontab", "k8s", "raycronjob", "airflow"]
 TARGETS: tuple[Target, ...] = ("crontab", "k8s", "raycronjob", "airflow")
@@ -67,6 +68,7 @@ class Schedule:
             ) from e
         if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?", self.name):
             raise invalid(f"--name wants lower-case letters, digits and '-' (at most 52), got {self.name!r}.")
+        _check_places(self.spec)
         for check, given in (
             (_check_timezone, self.timezone),
             (check_image, self.image),
@@ -86,6 +88,18 @@ class Schedule:
                 raise invalid(f"{option} must be at least {low}, got {value}.")
         if not re.fullmatch(r"[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?", self.memory):
             raise invalid(f"--pod-memory wants a quantity such as 16Gi, got {self.memory!r}.")
+
+
+def _check_places(spec: JobSpec) -> None:
+    """Refuse URIs that a run would refuse, such as one with a password; the sentence does not repeat it."""
+    model = spec.model.removeprefix("echo:").split(",")
+    for place in filter(None, (*spec.sources, spec.out, spec.aoi, spec.labels, *model)):
+        if scheme_of(place) in (None, "file"):
+            continue
+        try:
+            checked_uri(place)
+        except ValueError as e:
+            raise invalid(str(e)) from e
 
 
 def _check_model(model: str) -> None:

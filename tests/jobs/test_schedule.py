@@ -499,6 +499,52 @@ def test_a_mosaic_is_not_scheduled(target: str) -> None:
     assert int(e.value.code) == 2
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("source", "out", "model"),
+    [
+        ("s3://key:hunter2hunter2@b/*.tif", "s3://b/out", "builtin"),
+        ("s3://b/a.tif?X-Amz-Signature=hunter2hunter2", "s3://b/out", "builtin"),
+        ("s3://b/*.tif", "s3://key:hunter2hunter2@b/out", "builtin"),
+        ("s3://b/*.tif", "s3://b/out", "echo:s3://key:hunter2hunter2@b/l.tif"),
+    ],
+)
+def test_a_uri_with_a_secret_is_refused(source: str, out: str, model: str, target: str) -> None:
+    """Neither the secret nor a masked URI goes into a manifest, or into the sentence: exit 2."""
+    image = () if target in ("crontab", "airflow") else ("--image", "i")
+    with pytest.raises(JobError, match=r"take it out|give the plain URI") as e:
+        rendered(source, "-o", out, "--model", model, "--cron", "0 2 * * *", "--as", target, *image)
+    assert int(e.value.code) == 2
+    assert "hunter2" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("s3://user@b/*.tif", "has a user name or password in it"),
+        ("https://example.org/a.tif", "cannot be used"),
+        ("s3:///a.tif", "names no bucket"),
+    ],
+)
+def test_a_uri_that_a_run_refuses_is_refused(source: str, words: str) -> None:
+    """In the same words, but before its night."""
+    with pytest.raises(JobError, match=words) as e:
+        rendered(source, "-o", "s3://b/out", "--cron", "0 2 * * *", "--as", "crontab")
+    assert int(e.value.code) == 2
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_secret_of_the_environment_is_not_masked_in_a_manifest(
+    target: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path that holds it cannot be shown, and masked it would name nothing: exit 2."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
+    spec = JobSpec(("s3://b/hunter2hunter2/a.tif",), "s3://b/out")
+    with pytest.raises(JobError, match="would hold a secret") as e:
+        render(Schedule(spec, "0 2 * * *", image="i"), target)
+    assert "hunter2" not in str(e.value)
+
+
 @pytest.mark.parametrize("choice", ["attach", "fail"])
 def test_another_choice_than_to_skip_is_refused(choice: str, tmp_path: Path) -> None:
     """By flag or in a job file: it would not be heeded. Skip itself may be given."""
