@@ -11,7 +11,7 @@ import typer
 from panoptile.jobs.console import Console
 from panoptile.jobs.exits import invalid
 from panoptile.jobs.job_options import ResolvedJob, with_job_options
-from panoptile.jobs.spec import JobSpec
+from panoptile.jobs.spec import InputKind, JobSpec
 
 Cron = Annotated[str, typer.Option(metavar="'M H D M W'", help="When to run: five cron fields.")]
 As = Annotated[
@@ -82,6 +82,10 @@ def render(
     from panoptile.jobs.manifests import render as rendered
     from panoptile.jobs.schedule import POD, TARGETS, USED_BY, Schedule, Target
 
+    if as_ in get_args(InputKind):
+        raise invalid(
+            f"--as names the scheduler here ({', '.join(TARGETS)}): say what the sources are in a job file, as kind: {as_}."
+        )
     if as_ not in TARGETS:
         raise invalid(f"--as is one of {', '.join(get_args(Target))}, got {as_!r}.")
     pods = {

@@ -292,6 +292,14 @@ def test_a_crontab_runs_the_job_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (read.out, read.classes) == (str(tmp_path / "out"), ("a,b", "c d"))
 
 
+def test_a_job_file_says_what_the_sources_are(tmp_path: Path) -> None:
+    """Its kind becomes the option of segment that is called --as, too."""
+    file = tmp_path / "job.yaml"
+    file.write_text("sources: [frames]\nout: out\nkind: video\nsequence_fps: 5.0\n")
+    words = crontab_words(rendered(str(file), "--tile", "640", "--cron", "0 2 * * *", "--as", "crontab"))
+    assert words[words.index("--as") + 1] == "video"
+
+
 def test_a_job_file_that_is_not_the_whole_job_becomes_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,6 +412,7 @@ def test_airflow_reads_the_dag(tmp_path: Path) -> None:
     ("args", "words"),
     [
         (("--as", "systemd"), "--as is one of"),
+        (("--as", "video"), "in a job file, as kind: video"),
         (("--as", "k8s"), "needs --image"),
         (("--as", "k8s", "--image", "i"), "local path that a pod cannot see"),
         (("--as", "k8s", "--image", "i", "--volume-claim", "x"), "CLAIM:/path"),
