@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from panoptile.pipeline.remote_uri import checked_uri, scheme_of
-from panoptile.pipeline.store_object import ObjectStore
+from panoptile.pipeline.store_object import ObjectStore, tag_of
 
 HEAD_BUFFER = 256 << 10
 """Bytes of one ranged GET while tables of a file are read."""
@@ -41,12 +41,6 @@ def version_of(uri: str) -> Version:
     store, key = _place(uri)
     info = store.describe(key)
     return Version(int(info["size"]), etag=tag_of(info))
-
-
-def tag_of(info: Mapping[str, Any]) -> str:
-    """What tells two contents of an object apart, in what a store's client says of it."""
-    tag = next((info[n] for n in ("ETag", "etag", "md5Hash", "content_md5", "created") if info.get(n)), "")
-    return str(tag).strip('"')
 
 
 def open_ranges(uri: str) -> BinaryIO:

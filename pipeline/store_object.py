@@ -1,7 +1,8 @@
 """A store in an object store: any fsspec filesystem, with atomic puts, bounded retries and put-if-absent.
 
 Never ``fs.open(key, "wb")``: an exception inside publishes a torn object. Every write is one PUT or one completed
-multipart upload. Listings are never cached, and every GET is checked against the object's size.
+multipart upload. Listings are never cached, and every GET is checked against the object's size. What is read whole is
+of one version of the object: one GET, or pieces with the same etag before the first and after the last.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import io
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -34,7 +35,13 @@ PIECE_BYTES = 8 << 20
 """Large objects are read in pieces of this size."""
 SPOOL_BYTES = 64 << 20
 """An object up to this size is opened as a copy in scratch; a larger one is read by ranges."""
+MAX_READS = 5
+"""How often a large object is read from its start because it was replaced meanwhile."""
 _PROBES = "_state/probe"
+
+
+class _Replaced(Exception):
+    """The object is not the one any more of which the first pieces were read."""
 
 
 class ObjectStore:
@@ -81,7 +88,7 @@ class ObjectStore:
 
     def put_bytes(self, key: str, data: bytes) -> None:
         path = self._path(key)
-        self._try("write", key, lambda: self._fs.pipe_file(path, data, **self._whole(len(data))))
+        self._try("write", key, lambda: self._fs.pipe_file(path, data, **self._one_request(len(data))))
 
     def put_file(self, key: str, source: Path) -> None:
         path, size = self._path(key), source.stat().st_size
@@ -143,7 +150,7 @@ class ObjectStore:
         path = self._path(key)
 
         def read() -> bytes:
-            return self._range(path, 0, self._info(path)["size"])
+            return self._whole(path, self._info(path)["size"])
 
         return self._try("read", key, read)
 
@@ -179,22 +186,65 @@ class ObjectStore:
         return spool
 
     def sha256(self, key: str) -> str:
-        digest = hashlib.sha256()
-        for piece in self._pieces(key):
-            digest.update(piece)
-        return digest.hexdigest()
+        def digest(pieces: Iterator[bytes]) -> str:
+            found = hashlib.sha256()
+            for piece in pieces:
+                found.update(piece)
+            return found.hexdigest()
+
+        return self._in_pieces(key, digest)
 
     def local_copy(self, key: str, folder: Path) -> Path:
         target = folder / f"{uuid.uuid4().hex}-{key.rsplit('/', 1)[-1]}"
-        with target.open("wb") as file:
-            for piece in self._pieces(key):
-                file.write(piece)
-        return target
 
-    def _pieces(self, key: str) -> Iterator[bytes]:
-        size = self.size(key)
-        for start in range(0, size, PIECE_BYTES):
-            yield self.read_range(key, start, min(start + PIECE_BYTES, size))
+        def write(pieces: Iterator[bytes]) -> Path:
+            with target.open("wb") as file:
+                file.writelines(pieces)
+            return target
+
+        return self._in_pieces(key, write)
+
+    def _in_pieces(self, key: str, take: Callable[[Iterator[bytes]], T]) -> T:
+        """What ``take`` makes of the bytes of ``key``; it is called anew where the object was replaced meanwhile."""
+        path = self._path(key)
+
+        def begin() -> tuple[tuple[int, str], bytes | None]:
+            version = _version(self._info(path))
+            return version, self._whole(path, version[0]) if version[0] <= PIECE_BYTES else None
+
+        for _ in range(MAX_READS):
+            version, whole = self._try("read", key, begin)
+            if whole is not None:
+                return take(iter((whole,)))
+            with contextlib.suppress(_Replaced):
+                return take(self._pieces(key, version))
+        raise OSError(
+            errno.EBUSY,
+            f"{self.uri(key)} was replaced each of the {MAX_READS} times that it was read: try again when nobody writes it",
+        )
+
+    def _pieces(self, key: str, version: tuple[int, str]) -> Iterator[bytes]:
+        """All bytes of that version; raises :class:`_Replaced`, at the latest after the last piece."""
+        for start in range(0, version[0], PIECE_BYTES):
+            yield self._piece(key, start, version)
+        if _version(self.describe(key)) != version:
+            raise _Replaced
+
+    def _piece(self, key: str, start: int, version: tuple[int, str]) -> bytes:
+        path = self._path(key)
+
+        def read() -> bytes | None:
+            try:
+                return self._range(path, start, min(start + PIECE_BYTES, version[0]))
+            except Exception:  # every client has its own class for a range beyond the end of a shorter object
+                if _version(self._info(path)) != version:
+                    return None
+                raise
+
+        piece = self._try("read", key, read)
+        if piece is None:
+            raise _Replaced
+        return piece
 
     def ranges(self, key: str) -> io.RawIOBase:
         """``key`` for random reads, each of them one ranged GET; raises ``FileNotFoundError``."""
@@ -277,6 +327,26 @@ class ObjectStore:
             raise FileNotFoundError(errno.ENOENT, f"{path} is not there")
         return info
 
+    def _whole(self, path: str, size: int) -> bytes:
+        """All bytes by one open-ended GET, which a put in its course cannot tear.
+
+        With an end, it would cut an object that has grown since its size was asked for; without a start too, the
+        client for S3 would ask for the size itself, and read a large object in parts.
+        """
+        if size == 0:
+            return b""
+        try:
+            data: bytes = self._fs.cat_file(path, start=0)
+        except (
+            Exception
+        ) as e:  # Azure's client reads a large object in parts, and is refused those of another
+            if is_conflict(e):
+                raise ShortRead(errno.EIO, "the object was replaced while it was read") from e
+            raise
+        if len(data) != size:
+            raise ShortRead(errno.EIO, f"{len(data)} bytes came of an object of {size}")
+        return data
+
     def _range(self, path: str, start: int, stop: int) -> bytes:
         if stop == start:
             return b""
@@ -298,7 +368,7 @@ class ObjectStore:
     def _try(self, what: str, key: str, action: Callable[[], T]) -> T:
         return retried(action, what, f"{self._root}/{key}", self._backoff)
 
-    def _whole(self, size: int) -> dict[str, int]:
+    def _one_request(self, size: int) -> dict[str, int]:
         """Options that keep a put of ``size`` bytes one request, where the client lets us say so."""
         return {"chunksize": max(size + 1, PART_BYTES)} if scheme_of(self._root) in ("s3", "s3a") else {}
 
@@ -309,6 +379,16 @@ class ObjectStore:
         if scheme in ("s3", "s3a"):
             return {"chunksize": part, "max_concurrency": 2}
         return {"chunksize": part} if scheme in ("gs", "gcs") else {"overwrite": True, "max_concurrency": 2}
+
+
+def tag_of(info: Mapping[str, Any]) -> str:
+    """What tells two contents of an object apart, in what a store's client says of it."""
+    tag = next((info[n] for n in ("ETag", "etag", "md5Hash", "content_md5", "created") if info.get(n)), "")
+    return str(tag).strip('"')
+
+
+def _version(info: Mapping[str, Any]) -> tuple[int, str]:
+    return int(info["size"]), tag_of(info)
 
 
 class _RangeFile(io.RawIOBase):

@@ -65,7 +65,7 @@ _NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound", "ContainerBeingDele
 
 
 class ShortRead(OSError):
-    """Fewer bytes came than the object has."""
+    """Not as many bytes came as the object has: the body was cut, or the object replaced."""
 
 
 @dataclass(frozen=True, slots=True)

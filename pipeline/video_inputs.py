@@ -19,8 +19,9 @@ from typing import Any, BinaryIO, Self
 
 from panoptile.pipeline.image_sequence import folder_tag, index_images, is_image_sequence, natural_order
 from panoptile.pipeline.inputs import InputError, NothingThere, shown
-from panoptile.pipeline.remote_object import Version, tag_of, version_of
+from panoptile.pipeline.remote_object import Version, version_of
 from panoptile.pipeline.remote_uri import checked_uri, local_path_of, scheme_of
+from panoptile.pipeline.store_object import tag_of
 from panoptile.pipeline.store_retry import Backoff, ShortRead, retried
 from panoptile.pipeline.video_index import VideoIndex, index_video
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import threading
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,6 +113,105 @@ def test_an_object_beyond_the_spool_is_read_by_ranges(store: Store, monkeypatch:
         assert file.read() == data[-5:]
         file.seek(1_500_000)
         assert file.read(1_400_000) == data[1_500_000:2_900_000]
+
+
+class _Replacing:
+    """Puts the next of ``contents`` under ``key`` after each of the client's calls of ``name`` that asks for that key."""
+
+    def __init__(self, store: Store, key: str, name: str, contents: Iterator[bytes]) -> None:
+        assert isinstance(store, store_object.ObjectStore)
+        self._store, self._key, self._contents = store, key, contents
+        self._real, self._within = getattr(store._fs, name), False
+        self.calls = 0
+
+    def __call__(self, path: str, **options: Any) -> Any:
+        found = self._real(path, **options)
+        if path.endswith(self._key) and not self._within:
+            self.calls += 1
+            self._within = True
+            if (data := next(self._contents, None)) is not None:
+                self._store.put_bytes(self._key, data)
+            self._within = False
+        return found
+
+
+LENGTHS = {"longer": 900, "shorter": 7, "as long": 30}
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_small_object_that_is_replaced_is_read_whole(
+    length: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A put between the question for the size and the read: the old bytes or the new ones, not the head of the new."""
+    monkeypatch.setattr(store, "_backoff", Backoff(first=0.01))
+    old, new = b"o" * 30, b"n" * LENGTHS[length]
+    for read in (store.read_bytes, store.sha256):
+        store.put_bytes("a.json", old)
+        with monkeypatch.context() as patched:
+            patched.setattr(store._fs, "info", _Replacing(store, "a.json", "info", iter([new])))  # type: ignore[attr-defined]
+            found = read("a.json")
+        assert found in (old, new, *(hashlib.sha256(data).hexdigest() for data in (old, new)))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_large_object_that_is_replaced_is_of_one_version(
+    length: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A put between two pieces: hash and copy are those of the new object, whatever its length."""
+    monkeypatch.setattr(store_object, "PIECE_BYTES", 10)
+    monkeypatch.setattr(store, "_backoff", Backoff(first=0.01))
+    old, new = bytes(range(30)), b"n" * LENGTHS[length]
+
+    def replaced() -> _Replacing:
+        store.put_bytes("a.bin", old)
+        return _Replacing(store, "a.bin", "cat_file", iter([new]))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._fs, "cat_file", replaced())  # type: ignore[attr-defined]
+        assert store.sha256("a.bin") == hashlib.sha256(new).hexdigest()
+    with monkeypatch.context() as patched:
+        patched.setattr(store._fs, "cat_file", replaced())  # type: ignore[attr-defined]
+        assert store.local_copy("a.bin", tmp_path).read_bytes() == new
+
+
+def test_a_part_that_is_refused_because_of_a_put_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Azure's client reads a large object in parts and ends with 412 where another came: the new one is read."""
+    store = store_object.ObjectStore("memory://refused/out", Backoff(first=0.01))
+    store.put_bytes("a.bin", b"new")
+    refusal = OSError("The condition is not met.")
+    refusal.status_code = 412  # type: ignore[attr-defined]
+    answers = iter([refusal])
+    real = store._fs.cat_file
+
+    def cat_file(path: str, **options: Any) -> bytes:
+        for error in answers:
+            raise error
+        return bytes(real(path, **options))
+
+    monkeypatch.setattr(store._fs, "cat_file", cat_file)
+    assert store.read_bytes("a.bin") == b"new"
+
+
+def test_an_object_that_is_replaced_all_the_time_ends_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading from the start is bounded."""
+    store = store_object.ObjectStore("memory://restless/out")
+    monkeypatch.setattr(store_object, "PIECE_BYTES", 10)
+    store.put_bytes("a.bin", bytes(30))
+    endless = (bytes([i % 256]) * 30 for i in itertools.count())
+    monkeypatch.setattr(store._fs, "cat_file", _Replacing(store, "a.bin", "cat_file", endless))
+    with pytest.raises(OSError, match=r"a\.bin was replaced each of the 5 times"):
+        store.sha256("a.bin")
+
+
+def test_a_small_read_is_two_requests(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size and the bytes, as one call each; a missing object is told by the first."""
+    store.put_bytes("a.json", b"1")
+    calls = [_Replacing(store, "json", name, iter(())) for name in ("info", "cat_file")]
+    for name, call in zip(("info", "cat_file"), calls, strict=True):
+        monkeypatch.setattr(store._fs, name, call)  # type: ignore[attr-defined]
+    for read in (store.read_bytes, store.sha256):
+        read("a.json")
+    assert [call.calls for call in calls] == [2, 2]
 
 
 def test_a_missing_bucket_is_told_at_once(any_root: str) -> None:
