@@ -1,7 +1,8 @@
 """``job.json``, and the copy of it in ``_state``: a job can be continued as long as one of the two can be read.
 
 The copy carries its own hash, so it is known to be whole, and whoever changes the job changes it first. Where both are
-there and differ, the copy is right: ``job.json`` was damaged, or a kill came between the two.
+there and differ, the copy is right: ``job.json`` was damaged, or a kill came between the two, or the holder of the lease
+is just changing both.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from panoptile.pipeline.redaction import redacted_json
 from panoptile.pipeline.remote_uri import scheme_of
 from panoptile.pipeline.store import Store
 
+REPAIRS = 3
+"""How often ``job.json`` is written anew by one command: more than once only where the job grows meanwhile."""
 _TYPES = {"fingerprint": str, "fields": dict, "inputs": list, "spec": dict, "model": dict, "versions": dict}
 
 
@@ -118,24 +121,28 @@ def replace_job(store: Store, job: dict[str, Any]) -> None:
 
 
 def repair_job(store: Store) -> bool:
-    """Make both records whole again; True where ``job.json`` had to be. Raises ``OSError`` of the store."""
-    copy = _copy(store)
-    if copy is None:
-        _put_copy(store, job_of(store))
+    """Make both records whole again; True where ``job.json`` had to be. Raises ``OSError`` of the store.
+
+    Called without the lease too: what its holder changes meanwhile is looked at again after each write, for an older
+    job must not stay in its place.
+    """
+    if _copy(store) is None:
+        _make_copy(store)
         return False
-    if read_json(store, layout.JOB) == copy:
-        return False
-    store.put_bytes(layout.JOB, _bytes(copy))
+    for repairs in range(REPAIRS):
+        copy = _unlike_original(store)
+        if copy is None:
+            return repairs > 0
+        store.put_bytes(layout.JOB, _bytes(copy))
     return True
 
 
 def record_problem(store: Store) -> tuple[str, str] | None:
     """(key, what is wrong) of the record that is damaged; None where neither is. Raises ``OSError`` of the store."""
-    copy = _copy(store)
-    if copy is None:
+    if _copy(store) is None:
         is_damaged = store.exists(layout.JOB_COPY)
         return (layout.JOB_COPY, "is no whole copy of job.json") if is_damaged else None
-    if read_json(store, layout.JOB) == copy:
+    if _unlike_original(store) is None:
         return None
     is_gone = not store.exists(layout.JOB)
     return layout.JOB, "is gone" if is_gone else f"is not what its copy in {layout.JOB_COPY} says"
@@ -178,8 +185,32 @@ def _copy(store: Store) -> dict[str, Any] | None:
     return job if isinstance(job, dict) and record.get("sha256") == _digest(job) and _is_job(job) else None
 
 
+def _unlike_original(store: Store) -> dict[str, Any] | None:
+    """The copy where ``job.json`` is not what it says, at two looks: the job may grow between the two reads of one."""
+    copy = None
+    for _ in range(2):
+        original, copy = read_json(store, layout.JOB), _copy(store)
+        if original == copy:
+            return None
+    return copy
+
+
+def _make_copy(store: Store) -> None:
+    """Put a copy where none is whole. Another command may put the first, and let the job grow: that one stays."""
+    is_damaged = store.exists(layout.JOB_COPY)  # asked first: a copy that comes later is whole
+    job = job_of(store)
+    if is_damaged:
+        _put_copy(store, job)
+    else:
+        store.put_if_absent(layout.JOB_COPY, _copy_bytes(job))
+
+
 def _put_copy(store: Store, job: dict[str, Any]) -> None:
-    store.put_bytes(layout.JOB_COPY, json.dumps({"sha256": _digest(job), "job": job}).encode())
+    store.put_bytes(layout.JOB_COPY, _copy_bytes(job))
+
+
+def _copy_bytes(job: dict[str, Any]) -> bytes:
+    return json.dumps({"sha256": _digest(job), "job": job}).encode()
 
 
 def _is_job(job: dict[str, Any]) -> bool:

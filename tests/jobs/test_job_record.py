@@ -6,14 +6,17 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.jobs.runs import WorldFiles, published, run, write_world
 from tests.jobs.test_bad_input import panoptile
 from tests.pipeline.worlds import make_world
 
+from panoptile.jobs import job_record
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.incremental import grow_job
+from panoptile.jobs.job_record import read_job, record_problem, repair_job
 from panoptile.pipeline.store_local import LocalStore
 
 TILING = {"tile": 80, "overlap": 24}
@@ -147,8 +150,66 @@ def test_a_job_that_grows_is_right_at_every_moment(folder: Path) -> None:
     assert old != new
     (folder / "job.json").write_bytes(old)  # as the kill would have left it
     assert panoptile("verify", folder) == 7
-    from panoptile.jobs.job_record import read_job, repair_job
-
     assert repair_job(store)
     assert (folder / "job.json").read_bytes() == new
     assert read_job(store) == json.loads(new)
+
+
+class _Growing:
+    """Stands for a function of job_record: the ``n``-th call lets the job grow, as the holder of the lease would."""
+
+    def __init__(self, name: str, n: int, store: LocalStore) -> None:
+        self._real, self._n, self._store = getattr(job_record, name), n, store
+
+    def __call__(self, *args: Any) -> Any:
+        found = self._real(*args)
+        self._n -= 1
+        if self._n == 0:
+            grow_job(self._store, [NEW])
+        return found
+
+
+NEW = "/there/new.tif"
+
+
+def _has_grown(folder: Path) -> bool:
+    """Both records say so."""
+    original, copy = json.loads((folder / "job.json").read_text()), json.loads((folder / COPY).read_text())
+    return NEW in original["inputs"] and copy["job"] == original
+
+
+@pytest.mark.parametrize("name", ["_copy", "read_json"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_job_that_grows_while_it_is_looked_at_is_neither_damaged_nor_undone(
+    name: str, n: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two reads of a command that attaches, or of verify: nothing is named, nothing is written back."""
+    store = LocalStore(folder)
+    for look in (record_problem, repair_job):
+        with monkeypatch.context() as patched:
+            patched.setattr(job_record, name, _Growing(name, n, store))
+            assert not look(store)
+        assert record_problem(store) is None
+
+
+def test_a_job_that_grows_while_its_record_is_repaired_stays_grown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the moment at which it grows, beside a job.json that is damaged or a copy that is not there."""
+    store = LocalStore(folder)
+    whole = {name: (folder / name).read_bytes() for name in ("job.json", COPY)}
+    for damage, name, n in (
+        (_cut, "_bytes", 1), (_cut, "_copy", 2), (_cut, "_copy", 3), (_remove_copy, "job_of", 1),
+        (_remove_copy, "_copy_bytes", 1), (_remove_copy, "_copy", 1),
+    ):  # fmt: skip
+        for key, data in whole.items():
+            (folder / key).write_bytes(data)
+        damage(folder / "job.json")
+        with monkeypatch.context() as patched:
+            patched.setattr(job_record, name, _Growing(name, n, store))
+            repair_job(store)
+        assert _has_grown(folder), (damage, name, n)
+
+
+def _remove_copy(job: Path) -> None:
+    (job.parent / COPY).unlink()
