@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import io
 import json
+import threading
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,13 @@ from tests.pipeline.video_flow import video_of, write_truth
 from tests.pipeline.worlds import make_world as make_raster_world
 
 from panoptile.jobs import leased_run, open_units_run
+from panoptile.jobs import relink as relink_module
 from panoptile.jobs.console import Console
 from panoptile.jobs.earlier_result import Summary
 from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.incremental import grow_job
+from panoptile.jobs.job_record import read_job, replace_job
+from panoptile.jobs.lease import Ending, Lease, Observer, claim, highest_epoch
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.previews import redraw
 from panoptile.jobs.relink import prepare_relink, relink
@@ -162,6 +168,46 @@ def test_relinking_changes_tracks_and_nothing_else(clip: Clip, monkeypatch: pyte
     assert refused.value.code is Exit.OTHER_JOB
     relink(store, prepare_relink(store, {"max_age": 1.0}), QUIET)
     assert published(store) == first
+
+
+def test_a_relink_records_its_options_while_it_holds_the_lease(
+    clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that began in between lets the job grow first: what it added stays, and the job stands as done."""
+    out = in_memory()
+    run(clip, out)
+    store = open_store(out)
+    prepared = prepare_relink(store, {"max_age": 0.0})
+    others: list[tuple[Lease, threading.Thread]] = []
+
+    def linked(*args: Any, **options: Any) -> Summary:
+        summary = run_job(*args, **options)
+        other = claim(store, highest_epoch(store))
+        assert other is not None
+
+        def grow() -> None:
+            time.sleep(0.3)
+            grow_job(store, ["/there/new.mp4"])
+            other.release(0)
+
+        thread = threading.Thread(target=grow)
+        thread.start()
+        others.append((other, thread))
+        return summary
+
+    def held(*args: Any) -> None:
+        sight = Observer(store).look()
+        assert (sight.epoch, sight.state) == (others[0][0].epoch + 1, "alive")
+        replace_job(*args)
+
+    monkeypatch.setattr(relink_module, "run_job", linked)
+    monkeypatch.setattr(relink_module, "replace_job", held)
+    relink(store, prepared, QUIET)
+    others[0][1].join()
+    job = read_job(store) or {}
+    assert "/there/new.mp4" in job["inputs"]
+    assert job["spec"]["max_age"] == 0.0
+    assert Observer(store).look().ending == Ending(0, "")
 
 
 def test_an_interrupted_relink_is_finished_by_the_next(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
