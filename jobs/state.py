@@ -24,8 +24,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 def read_json(store: Store, key: str) -> dict[str, Any] | None:
     """A JSON object of the store; None where it is missing, broken, or something else."""
     try:
-        value = json.loads(store.read_bytes(key))
-    except (FileNotFoundError, ValueError):
+        return json_object(store.read_bytes(key))
+    except FileNotFoundError:
+        return None
+
+
+def json_object(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in ``data``; None for anything else."""
+    try:
+        value = json.loads(data)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None
 

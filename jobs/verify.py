@@ -1,9 +1,13 @@
-"""``panoptile verify``: read every byte again and compare it with what was promised. Needs the store alone."""
+"""``panoptile verify``: read every byte again and compare it with what was promised. Needs the store alone.
+
+A folder may change while it is read: nothing is called damaged before a second look has found that no run changed it.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -11,10 +15,12 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from panoptile.jobs.exits import Exit
+from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.follow import LOOK_SECONDS
 from panoptile.jobs.job_record import job_of, record_problem
+from panoptile.jobs.lease import Ending, Observer, patience
 from panoptile.jobs.results import PUBLISHED_FOLDERS, highest_generation, result_key
-from panoptile.jobs.state import parquet_rows, read_json
+from panoptile.jobs.state import json_object, parquet_rows, read_json
 from panoptile.jobs.survey import read_commits
 from panoptile.pipeline import layout
 from panoptile.pipeline.commit import Commit
@@ -23,6 +29,9 @@ from panoptile.pipeline.store import Store
 
 READERS = 8
 """Files that are read at once: a store far away answers slowly, not little."""
+
+MAX_READS = 3
+"""How often a folder is read in which something is wrong, and which a run has changed meanwhile."""
 
 Kind = Literal[
     "job", "fragment", "commit", "file", "manifest", "classes", "success", "generation", "tiles", "preview", "record",
@@ -60,9 +69,68 @@ class Verified:
         return {**asdict(self), "exit": int(self.exit)}
 
 
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """What every run changes in a folder: two equal ones have the same result between them."""
+
+    success: bytes | None
+    generation: int
+    epoch: int
+    ending: Ending | None
+    """Of the last holder of the lease."""
+    job: tuple[bytes | None, bytes | None]
+
+
 def verify(store: Store) -> Verified:
-    """Read all that is committed and published. Raises :class:`JobError` (2) for a folder without a job, ``OSError``."""
+    """Read all that is committed and published; again where a run came to its end meanwhile.
+
+    Raises :class:`JobError` (2) for a folder without a job, (5) where something is wrong while a run changes the folder,
+    and ``OSError``.
+    """
+    observer = Observer(store)
+    before = _standing(store, observer)
+    for _ in range(MAX_READS):
+        verified = _read(store, before.success)
+        if not verified.mismatches:
+            return verified
+        holder = _holder(observer)
+        if holder is not None:
+            raise JobError(
+                Exit.OTHER_JOB, f"{holder} is working on {store.root}: verify it when that run is over."
+            )
+        now = _standing(store, observer)
+        if now == before:
+            return verified
+        before = now
+    raise JobError(
+        Exit.OTHER_JOB, f"{store.root} changed each time that it was read: verify it when no run works on it."
+    )
+
+
+def _standing(store: Store, observer: Observer) -> _Standing:
+    sight = observer.look()
+    success, job, copy = (_bytes(store, key) for key in (layout.SUCCESS, layout.JOB, layout.JOB_COPY))
+    return _Standing(success, highest_generation(store), sight.epoch, sight.ending, (job, copy))
+
+
+def _holder(observer: Observer) -> str | None:
+    """Who works on the folder; None where nobody does. Watches a beat for as long as it takes to tell."""
+    while (sight := observer.look()).state == "unknown":
+        time.sleep(min(LOOK_SECONDS, patience() / 10))
+    return sight.holder if sight.state == "alive" else None
+
+
+def _bytes(store: Store, key: str) -> bytes | None:
+    try:
+        return store.read_bytes(key)
+    except FileNotFoundError:
+        return None
+
+
+def _read(store: Store, success_bytes: bytes | None) -> Verified:
+    """Read all once. ``success_bytes`` were read before the commits, which a run writes first."""
     job = job_of(store)
+    success = None if success_bytes is None else json_object(success_bytes)
     commits = read_commits(store)
     found = [Mismatch("job", *problem)] if (problem := record_problem(store)) is not None else []
     found += [
@@ -70,14 +138,13 @@ def verify(store: Store) -> Verified:
     ]
     whole = [c for c in commits.values() if c is not None]
     fragments = [(c.fragment, c.sha256, c.size) for c in whole]
-    success = read_json(store, layout.SUCCESS)
     rows: list[dict[str, Any]] = []
     if success is not None:
         rows, wrong = _read_manifest(store, success)
         found += wrong
         found += _check_generation(store, success, job)
         found += _check_units(rows, commits)
-    elif store.exists(layout.SUCCESS):
+    elif success_bytes is not None:
         found.append(Mismatch("success", layout.SUCCESS, "cannot be read"))
     files = [(r["name"], r["sha256"], r["bytes"]) for r in rows if r["kind"] == "asset"]
     tables: list[tuple[str, str, int]] = []

@@ -24,7 +24,8 @@ def register(app: typer.Typer) -> None:
         "Example: panoptile resume s3://bucket/out --explain",
     )(with_recorded_job(resume))
     app.command(
-        epilog="Exit codes: 0 all as promised, 7 something differs (each is named). Example: panoptile verify out/"
+        epilog="Exit codes: 0 all as promised, 7 something differs (each is named), 5 something differs while a run "
+        "works on OUT. Example: panoptile verify out/"
     )(verify)
     app.command(
         epilog="Removes fragments without a commit, staged files and old leases; never what is committed or "

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import rasterio
+from tests.jobs.nights import Nights
 from tests.jobs.runs import WorldFiles, published, run, write_world
 from tests.jobs.test_bad_input import panoptile
 from tests.pipeline.worlds import make_world
 
-from panoptile.jobs.lease import claim
+from panoptile.jobs import job_record
+from panoptile.jobs import verify as verify_module
+from panoptile.jobs.exits import Exit
+from panoptile.jobs.lease import claim, highest_epoch
+from panoptile.jobs.survey import read_commits
+from panoptile.jobs.verify import verify
 from panoptile.pipeline.store import open_store
 
 TILING = {"tile": 80, "overlap": 24}
@@ -137,6 +146,102 @@ def test_verify_knows_a_folder_of_an_older_version_and_a_picture_that_was_drawn_
     assert panoptile("verify", finished, "--json") == 7
     (told,) = json.loads(capsys.readouterr().out)["mismatches"]
     assert (told["kind"], told["problem"]) == ("tiles", "cannot be read")
+
+
+MOMENTS = {
+    "after the commits were listed": (verify_module, "read_commits"),
+    "after the manifest was read": (verify_module, "_read_manifest"),
+    "after tables and pictures were read": (verify_module, "_check_beside"),
+    "after metrics were read": (verify_module, "_check_about"),
+    "between job.json and its copy": (job_record, "read_json"),
+}
+RUNS = [
+    ("first", "after the commits were listed"),
+    *(("one sheet more", moment) for moment in MOMENTS),
+    ("changed sheet", "after the commits were listed"),
+    ("changed sheet", "after metrics were read"),
+]
+
+
+@pytest.mark.parametrize(("what", "moment"), RUNS)
+def test_a_run_that_ends_meanwhile_is_no_damage(
+    what: str, moment: str, world: WorldFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a run does while the folder is read: it is read again, and is as promised."""
+    nights = Nights(world, tmp_path)
+    nights.add("a.tif")
+    nights.run(**TILING)
+    store = open_store(nights.out)
+    if what == "first":
+        store.delete("_SUCCESS.json")
+        for key in store.keys("_state/commits")[6:]:
+            store.delete(key)
+    elif what == "one sheet more":
+        nights.add("c.tif")
+    else:
+        with rasterio.open(nights.sheets / "a.tif", "r+") as sheet:
+            pixels = sheet.read()
+            pixels[3, :40] = 0
+            sheet.write(pixels)
+    module, name = MOMENTS[moment]
+    real, calls = getattr(module, name), itertools.count()
+
+    def meanwhile(*args: Any) -> Any:
+        found = real(*args)
+        if next(calls) == 0:
+            nights.run(**TILING)
+        return found
+
+    monkeypatch.setattr(module, name, meanwhile)
+    verified = verify(store)
+    assert next(calls) > 0
+    assert (verified.mismatches, verified.exit) == ((), Exit.DONE)
+
+
+def test_nothing_is_called_damaged_beside_a_live_run(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A damaged file while a run holds the lease: exit 5 and no advice to delete; exit 7 once the run is over."""
+    min(finished.glob("segments/*.parquet")).unlink()
+    held = claim(open_store(finished), 1)
+    assert held is not None
+    assert panoptile("verify", finished) == 5
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "verify it when that run is over" in told.err
+    assert "delete" not in told.err
+    held.release(0)
+    assert panoptile("verify", finished) == 7
+
+
+def test_damage_that_a_run_elsewhere_left_when_it_was_killed_is_named(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease of another machine whose beat stands still: watched until its holder counts as dead, then exit 7."""
+    monkeypatch.setenv("PANOPTILE_LEASE_SECONDS", "1")
+    min(finished.glob("segments/*.parquet")).unlink()
+    (finished / "_state" / "lease" / "00000002.json").write_text('{"host": "elsewhere", "pid": 1}')
+    (finished / "_state" / "beat" / "00000002.json").write_text('{"count": 7}')
+    assert panoptile("verify", finished) == 7
+
+
+def test_a_folder_that_changes_at_every_read_ends_in_a_sentence(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reading again is bounded: exit 5."""
+    min(finished.glob("segments/*.parquet")).unlink()
+    store = open_store(finished)
+
+    def run_meanwhile(*args: Any) -> Any:
+        held = claim(store, highest_epoch(store))
+        assert held is not None
+        held.release(0)
+        return read_commits(*args)
+
+    monkeypatch.setattr(verify_module, "read_commits", run_meanwhile)
+    assert panoptile("verify", finished) == 5
+    assert "changed each time that it was read" in capsys.readouterr().err
+    assert highest_epoch(store) == 1 + verify_module.MAX_READS
 
 
 def test_gc_removes_orphans_alone(finished: Path, calm: Path, capsys: pytest.CaptureFixture[str]) -> None:
