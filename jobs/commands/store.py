@@ -28,8 +28,8 @@ def register(app: typer.Typer) -> None:
         "works on OUT. Example: panoptile verify out/"
     )(verify)
     app.command(
-        epilog="Removes fragments without a commit, staged files and old leases; never what is committed or "
-        "published. Exit 5 beside a live run. Example: panoptile gc out/ --dry-run"
+        epilog="Removes fragments without a commit, files that were staged more than ten minutes ago and old leases; "
+        "never what is committed or published. Exit 5 beside a live run. Example: panoptile gc out/ --dry-run"
     )(gc)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,13 @@ from tests.jobs.runs import WorldFiles, published, run, write_world
 from tests.jobs.test_bad_input import panoptile
 from tests.pipeline.worlds import make_world
 
-from panoptile.jobs import job_record
+from panoptile.jobs import gc, job_record
 from panoptile.jobs import verify as verify_module
-from panoptile.jobs.exits import Exit
+from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.lease import claim, highest_epoch
 from panoptile.jobs.survey import read_commits
 from panoptile.jobs.verify import verify
-from panoptile.pipeline.store import open_store
+from panoptile.pipeline.store import Store, open_store
 
 TILING = {"tile": 80, "overlap": 24}
 
@@ -148,6 +150,13 @@ def test_verify_knows_a_folder_of_an_older_version_and_a_picture_that_was_drawn_
     assert (told["kind"], told["problem"]) == ("tiles", "cannot be read")
 
 
+def _overtake(store: Store) -> None:
+    """Another run comes and goes."""
+    held = claim(store, highest_epoch(store))
+    assert held is not None
+    held.release(0)
+
+
 MOMENTS = {
     "after the commits were listed": (verify_module, "read_commits"),
     "after the manifest was read": (verify_module, "_read_manifest"),
@@ -233,15 +242,19 @@ def test_a_folder_that_changes_at_every_read_ends_in_a_sentence(
     store = open_store(finished)
 
     def run_meanwhile(*args: Any) -> Any:
-        held = claim(store, highest_epoch(store))
-        assert held is not None
-        held.release(0)
+        _overtake(store)
         return read_commits(*args)
 
     monkeypatch.setattr(verify_module, "read_commits", run_meanwhile)
     assert panoptile("verify", finished) == 5
     assert "changed each time that it was read" in capsys.readouterr().err
     assert highest_epoch(store) == 1 + verify_module.MAX_READS
+
+
+def _age(path: Path) -> None:
+    """As if it was written eleven minutes ago."""
+    written = time.time() - 660
+    os.utime(path, (written, written))
 
 
 def test_gc_removes_orphans_alone(finished: Path, calm: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,6 +269,7 @@ def test_gc_removes_orphans_alone(finished: Path, calm: Path, capsys: pytest.Cap
     for name in orphans:
         (finished / name).parent.mkdir(parents=True, exist_ok=True)
         (finished / name).write_bytes(b"left behind")
+        _age(finished / name)
     before = {p for p in finished.rglob("*") if p.is_file()}
     assert panoptile("gc", finished, "--dry-run", "--json") == 0
     told = json.loads(capsys.readouterr().out)
@@ -281,6 +295,7 @@ def test_gc_keeps_what_an_unreadable_commit_may_name(finished: Path) -> None:
 def test_gc_refuses_beside_a_live_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """While a run holds the lease: exit 5, and nothing is removed."""
     (finished / "_state" / "tmp" / "0123").write_bytes(b"being written")
+    _age(finished / "_state" / "tmp" / "0123")
     held = claim(open_store(finished), 1)
     assert held is not None
     assert panoptile("gc", finished) == 5
@@ -289,3 +304,101 @@ def test_gc_refuses_beside_a_live_run(finished: Path, capsys: pytest.CaptureFixt
     held.release(0)
     assert panoptile("gc", finished) == 0
     assert not (finished / "_state" / "tmp" / "0123").exists()
+
+
+@pytest.fixture
+def open_units(finished: Path) -> dict[Path, bytes]:
+    """Commits that a kill kept from being written, by where they would be: their fragments are orphans."""
+    (finished / "_SUCCESS.json").unlink()
+    commits = sorted((finished / "_state" / "commits").iterdir())[:3]
+    missing = {path: path.read_bytes() for path in commits}
+    for path in commits:
+        path.unlink()
+    return missing
+
+
+def _meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """Have ``act`` happen between gc's list and its first deletion."""
+    real, calls = gc.orphans, itertools.count()
+
+    def orphans(store: Store, now: float) -> list[gc.Orphan]:
+        found = real(store, now)
+        if next(calls) == 1:  # gc looks once before it holds the lease
+            act()
+        return found
+
+    monkeypatch.setattr(gc, "orphans", orphans)
+
+
+def test_gc_that_is_overtaken_removes_nothing(
+    finished: Path, open_units: dict[Path, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silent for longer than the lease, it wakes up after a run has committed the same fragments again: exit 5."""
+    store = open_store(finished)
+
+    _meanwhile(monkeypatch, lambda: _overtake(store))
+    before = {s.key for s in store.walk("_state/data")}
+    with pytest.raises(JobError, match=r"after 0 of \d+ files were removed") as lost:
+        gc.collect(store, dry_run=False)
+    assert lost.value.code is Exit.OTHER_JOB
+    assert {s.key for s in store.walk("_state/data")} == before
+
+
+def test_gc_looks_at_the_commit_before_it_removes_a_fragment(
+    finished: Path, open_units: dict[Path, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was committed since the list was made stays, and is not reported as removed."""
+    store = open_store(finished)
+    committed, torn, still_open = open_units.items()
+
+    def commit() -> None:
+        committed[0].write_bytes(committed[1])
+        torn[0].write_bytes(b"{")
+
+    _meanwhile(monkeypatch, commit)
+    before = {s.key for s in store.walk("_state/data")}
+    removed = {o.key for o in gc.collect(store, dry_run=False).orphans if o.kind == "fragment"}
+    assert removed == {json.loads(still_open[1])["fragment"]}
+    assert {s.key for s in store.walk("_state/data")} == before - removed
+
+
+def test_gc_stops_where_it_loses_the_lease(
+    finished: Path, open_units: dict[Path, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Overtaken between two deletions: one sentence that tells how many files are gone."""
+    monkeypatch.setattr(gc, "ASK_SECONDS", 0.0)
+    store = open_store(finished)
+    real, deleted = store.delete, []
+
+    def delete(key: str) -> None:
+        real(key)
+        deleted.append(key)
+        _overtake(store)
+
+    monkeypatch.setattr(store, "delete", delete)
+    with pytest.raises(JobError, match=r"after 1 of \d+ files were removed"):
+        gc.collect(store, dry_run=False)
+    assert len(deleted) == 1
+
+
+@pytest.mark.parametrize("folder", ["probe", "tmp", "attempts/a"])
+def test_gc_leaves_what_was_staged_just_now(folder: str, finished: Path) -> None:
+    """A command that starts may be between the two puts of its probe; it does not hold the lease."""
+    young, old = (finished / "_state" / folder / name for name in ("young", "old"))
+    young.parent.mkdir(parents=True, exist_ok=True)
+    for path in (young, old):
+        path.write_bytes(b"first")
+    _age(old)
+    assert panoptile("gc", finished) == 0
+    assert (young.exists(), old.exists()) == (True, False)
+
+
+def test_gc_tells_the_age_of_a_probe_by_the_clock_of_the_store(s3_root: str) -> None:
+    """On an object store: spared while it is young, an orphan afterwards."""
+    store = open_store(s3_root)
+    store.put_bytes("job.json", b'{"fingerprint": "0"}')
+    store.put_bytes("_state/probe/0", b"first")
+    (probe,) = store.walk("_state/probe")
+    assert gc.orphans(store, probe.modified + 599) == []
+    assert [o.key for o in gc.orphans(store, probe.modified + 600)] == ["_state/probe/0"]
+    assert gc.collect(store, dry_run=False).orphans == ()
