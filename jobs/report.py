@@ -135,8 +135,9 @@ def _exit_of(store: Store, success: dict[str, Any]) -> int:
 
 
 def _inputs(store: Store) -> Iterator[InputReport]:
-    plans = store.read_all("_state/plan")
-    for name, data in sorted(store.read_all("_state/results").items()):
+    results = store.read_all("_state/results")
+    plans = store.read_all("_state/plan")  # after the results: a run that adds an input writes its plan first
+    for name, data in sorted(results.items()):
         key = name.rsplit("/", 1)[-1].removesuffix(".json")
         try:
             yield _input(key, json.loads(plans[layout.plan_key(key)]), json.loads(data)["finished"])

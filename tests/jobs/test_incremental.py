@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -16,9 +17,11 @@ from tests.pipeline.worlds import make_world
 
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.prepare import prepare
+from panoptile.jobs.report import gather
 from panoptile.jobs.resume import recorded_spec
 from panoptile.jobs.verify import verify
 from panoptile.pipeline.store import open_store
+from panoptile.pipeline.store_local import LocalStore
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +202,25 @@ def test_an_unfinished_input_that_is_gone_is_left_out(nights: Nights) -> None:
     prepared = prepare(nights.spec())
     assert [Path(p.uri).name for p in prepared.plans] == ["b.tif"]
     assert any("left out" in note for note in prepared.notes)
+
+
+def test_a_report_beside_a_run_that_adds_a_sheet(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sheet comes between report's looks at plans and at results: it is in the report, or it is not."""
+    nights.add("a.tif")
+    nights.run()
+    real, calls = LocalStore.read_all, itertools.count()
+
+    def read_all(store: LocalStore, prefix: str) -> dict[str, bytes]:
+        found = real(store, prefix)
+        if prefix in ("_state/plan", "_state/results") and next(calls) == 0:
+            nights.add("c.tif")
+            nights.run()
+        return found
+
+    monkeypatch.setattr(LocalStore, "read_all", read_all)
+    inputs = gather(str(nights.out), None).inputs
+    assert next(calls) > 1
+    assert {Path(one.uri).name for one in inputs} in ({"a.tif"}, {"a.tif", "c.tif"})
 
 
 def test_another_model_is_another_job(nights: Nights) -> None:
