@@ -29,7 +29,7 @@ from pystac.extensions.mlm import (
 from pystac.extensions.projection import ProjectionExtension
 from pystac.extensions.raster import DataType, RasterBand, RasterExtension
 
-from panoptile.jobs.exits import invalid
+from panoptile.jobs.exits import Exit, JobError, invalid
 from panoptile.jobs.finished_run import damaged, published_classes
 from panoptile.jobs.job_record import read_job
 from panoptile.jobs.state import parquet_rows, read_json, store_errors
@@ -45,13 +45,18 @@ import rasterio.crs  # isort: skip  (after gdal_env)
 import rasterio.warp  # isort: skip
 
 FOLDER = "catalog"
+MAX_WRITES = 5
+"""How often the catalogue is written because another result was published meanwhile."""
 PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
 PARQUET = "application/vnd.apache.parquet"
 WORLD = [-180.0, -90.0, 180.0, 90.0]
 
 
 def write_catalog(out: str) -> str:
-    """Write ``catalog/`` anew from a finished job; returns where it begins. Raises :class:`JobError` (exit 2)."""
+    """Write ``catalog/`` anew from a finished job; returns where it begins.
+
+    Raises :class:`JobError`: exit 2 where there is none, 5 where each try meets a newer result.
+    """
     try:
         store = open_store(out)
     except ValueError as e:
@@ -61,41 +66,60 @@ def write_catalog(out: str) -> str:
             raise invalid(
                 f"{out} holds no finished run: there is no {layout.SUCCESS}. See panoptile status {out}."
             )
-        job = read_job(store) or {}
-        with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
-            classes = published_classes(store, Path(folder))
-        assets = _assets(store)
-        written = store.read_all(f"{FOLDER}/items")
-        links, boxes, times = [], [], []
-        for item in _items(store, job, classes, assets):
-            name = f"items/{item.id}.json"
-            data = _json(item.to_dict(include_self_link=False, transform_hrefs=False))
-            if written.pop(f"{FOLDER}/{name}", None) != data:
-                store.put_bytes(f"{FOLDER}/{name}", data)
-            links.append({"rel": "item", "href": f"./{name}", "type": "application/geo+json"})
-            boxes += [item.bbox] if item.bbox else []
-            times += [item.datetime] if item.datetime else []
-        model = _model_item(job, classes)
-        store.put_bytes(
-            f"{FOLDER}/model.json", _json(model.to_dict(include_self_link=False, transform_hrefs=False))
-        )
-        links.append({"rel": "item", "href": "./model.json", "type": "application/geo+json"})
-        collection = _collection(store, job, boxes, times)
-        fields = collection.to_dict(include_self_link=False, transform_hrefs=False)
-        fields["links"] = [{"rel": "root", "href": "./collection.json", "type": "application/json"}, *links]
-        store.put_bytes(f"{FOLDER}/collection.json", _json(fields))
-        for stale in written:
-            store.delete(stale)
-        return store.uri(f"{FOLDER}/collection.json")
+        for _ in range(MAX_WRITES):
+            listed = _manifest(store)
+            stale = _write(store, listed)
+            if (
+                _manifest(store) == listed
+            ):  # else what looks stale may be an item that another run has just written
+                for key in stale:
+                    store.delete(key)
+                return store.uri(f"{FOLDER}/collection.json")
+    raise JobError(
+        Exit.OTHER_JOB,
+        f"{out} was published anew {MAX_WRITES} times meanwhile: write its catalogue when no run does.",
+    )
 
 
-def _assets(store: Store) -> dict[str, list[dict[str, Any]]]:
+def _write(store: Store, listed: bytes) -> list[str]:
+    """Write what a manifest lists; the keys of items that were there and that it does not list."""
+    job = read_job(store) or {}
+    with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
+        classes = published_classes(store, Path(folder))
+    assets = _assets(store, listed)
+    written = store.read_all(f"{FOLDER}/items")
+    links, boxes, times = [], [], []
+    for item in _items(store, job, classes, assets):
+        name = f"items/{item.id}.json"
+        data = _json(item.to_dict(include_self_link=False, transform_hrefs=False))
+        if written.pop(f"{FOLDER}/{name}", None) != data:
+            store.put_bytes(f"{FOLDER}/{name}", data)
+        links.append({"rel": "item", "href": f"./{name}", "type": "application/geo+json"})
+        boxes += [item.bbox] if item.bbox else []
+        times += [item.datetime] if item.datetime else []
+    model = _model_item(job, classes)
+    store.put_bytes(
+        f"{FOLDER}/model.json", _json(model.to_dict(include_self_link=False, transform_hrefs=False))
+    )
+    links.append({"rel": "item", "href": "./model.json", "type": "application/geo+json"})
+    collection = _collection(store, job, boxes, times)
+    fields = collection.to_dict(include_self_link=False, transform_hrefs=False)
+    fields["links"] = [{"rel": "root", "href": "./collection.json", "type": "application/json"}, *links]
+    store.put_bytes(f"{FOLDER}/collection.json", _json(fields))
+    return list(written)
+
+
+def _manifest(store: Store) -> bytes:
+    try:
+        return store.read_bytes(layout.MANIFEST)
+    except FileNotFoundError as e:
+        raise damaged(store, layout.MANIFEST) from e
+
+
+def _assets(store: Store, listed: bytes) -> dict[str, list[dict[str, Any]]]:
     """Published files by the key of their input."""
     found: dict[str, list[dict[str, Any]]] = {}
-    try:
-        rows = parquet_rows(store.read_bytes(layout.MANIFEST))
-    except FileNotFoundError:
-        rows = None
+    rows = parquet_rows(listed)
     if rows is None:
         raise damaged(store, layout.MANIFEST)
     for row in rows:

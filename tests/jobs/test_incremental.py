@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.jobs.nights import Nights
@@ -15,6 +16,7 @@ from tests.jobs.runs import WorldFiles, published, write_world
 from tests.jobs.test_bad_input import panoptile
 from tests.pipeline.worlds import make_world
 
+from panoptile.jobs import stac
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.report import gather
@@ -221,6 +223,42 @@ def test_a_report_beside_a_run_that_adds_a_sheet(nights: Nights, monkeypatch: py
     inputs = gather(str(nights.out), None).inputs
     assert next(calls) > 1
     assert {Path(one.uri).name for one in inputs} in ({"a.tif"}, {"a.tif", "c.tif"})
+
+
+def test_a_catalogue_beside_a_run_that_adds_a_sheet(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run writes its item while an export writes the catalogue of before: the item and its link stay."""
+    nights.add("a.tif")
+    nights.run()
+    real, calls = stac._assets, itertools.count()
+
+    def meanwhile(*args: Any) -> Any:
+        assets = real(*args)
+        if next(calls) == 0:
+            nights.add("c.tif")
+            nights.run()
+        return assets
+
+    monkeypatch.setattr(stac, "_assets", meanwhile)
+    stac.write_catalog(str(nights.out))
+    assert nights.items() == {"a", "c"}
+    links = json.loads((nights.out / "catalog" / "collection.json").read_text())["links"]
+    assert len([link for link in links if link["href"].startswith("./items/")]) == 2
+
+
+def test_a_catalogue_that_is_outdated_each_time_ends_in_a_sentence(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing anew is bounded: exit 5."""
+    nights.add("a.tif")
+    nights.run()
+    manifest = nights.out / "manifest.parquet"
+    whole, writes = manifest.read_bytes(), itertools.count(1)
+    listing = iter(lambda: whole + b"?" * next(writes), None)
+    monkeypatch.setattr(stac, "_manifest", lambda store: next(listing))
+    monkeypatch.setattr(stac, "_write", lambda store, listed: ["catalog/items/fresh.json"])
+    with pytest.raises(JobError, match="published anew 5 times") as e:
+        stac.write_catalog(str(nights.out))
+    assert e.value.code is Exit.OTHER_JOB
 
 
 def test_another_model_is_another_job(nights: Nights) -> None:
