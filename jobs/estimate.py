@@ -1,8 +1,8 @@
-"""What a job will cost, measured: a few of its own items are run through a real worker, and nothing is kept.
+"""What a run will cost, measured: a few of the items that it would do go through a real worker, and nothing is kept.
 
-Samples are groups of consecutive items (a batch at least), spread evenly over the job with a random start that
-follows from the job's fingerprint: the same plan asks for the same sample. The estimate is the mean over groups,
-times the number of groups in the job; the error is twice its standard error (about 95 %).
+Samples are groups of consecutive items (a batch at least), spread evenly over the units that are to do, with a random
+start that follows from the job's fingerprint: the same plan asks for the same sample. The estimate is the mean over
+groups, times the number of groups; the error is twice its standard error (about 95 %).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from panoptile.jobs.exits import Exit, JobError, invalid
 from panoptile.jobs.prepare import Prepared
 from panoptile.pipeline.attempt import Attempt, UnitError, UnitReport
 from panoptile.pipeline.layout import plan_key
-from panoptile.pipeline.plan import InputPlan, Unit
+from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.store import open_store
 from panoptile.pipeline.worker import Worker, WorkerSpec
 
@@ -28,17 +28,17 @@ WARM_UP = 1
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What was measured, and what follows for the whole job."""
+    """What was measured, and what follows for all that is to do."""
 
     sampled: int
     """Items that were timed."""
     empty: int
     """Of those, items without any input."""
     items: int
-    """Of the whole job."""
+    """Of all units that are to do."""
     seconds_per_item: float
     replica_seconds: float
-    """Of one replica, for the whole job, without start-up, stitching and publishing."""
+    """Of one replica, for all of them, without start-up, stitching and publishing."""
     error: float
     """Half-width of the estimate as a share of it, about 95 %; infinite for a single group."""
     start_seconds: float
@@ -61,9 +61,14 @@ class _Group:
     items: tuple[int, ...]
 
 
-def estimate(prepared: Prepared, wanted: int, price: float | None) -> Estimate:
-    """Time about ``wanted`` items. Raises :class:`JobError` (exit 4) where they fail."""
-    groups = sample(prepared.plans, wanted, prepared.spec.batch, seed=prepared.fingerprint)
+def estimate(prepared: Prepared, units: Sequence[Unit], wanted: int, price: float | None) -> Estimate:
+    """Time about ``wanted`` items of ``units``, those that are to do. Raises :class:`JobError` (exit 4) where they fail.
+
+    Without units no replica is started, and nothing is what it costs.
+    """
+    if not units:
+        return _nothing_to_do(price)
+    groups = sample(units, wanted, prepared.spec.batch, seed=prepared.fingerprint)
     by_key = {plan.key: plan for plan in prepared.plans}
     with tempfile.TemporaryDirectory(prefix="panoptile-sample-") as folder:
         store = open_store(folder)
@@ -85,12 +90,27 @@ def estimate(prepared: Prepared, wanted: int, price: float | None) -> Estimate:
             reports = [_run(worker, group) for group in groups]
         finally:
             worker.close()
-    return _extrapolated(reports, prepared.tiles, start_seconds, price)
+    return _extrapolated(reports, sum(unit.count for unit in units), start_seconds, price)
 
 
-def sample(plans: Sequence[InputPlan], wanted: int, batch: int, *, seed: str) -> list[_Group]:
-    """Groups of at most ``batch`` items at even distances over all items of the plans, at most all of them."""
-    total = sum(unit.count for plan in plans for unit in plan.units())
+def _nothing_to_do(price: float | None) -> Estimate:
+    cost = None if price is None else 0.0
+    return Estimate(
+        sampled=0,
+        empty=0,
+        items=0,
+        seconds_per_item=0.0,
+        replica_seconds=0.0,
+        error=0.0,
+        start_seconds=0.0,
+        read_share=0.0,
+        cost=cost,
+    )
+
+
+def sample(units: Sequence[Unit], wanted: int, batch: int, *, seed: str) -> list[_Group]:
+    """Groups of at most ``batch`` items at even distances over all items of the units, at most all of them."""
+    total = sum(unit.count for unit in units)
     count = max(1, min(math.ceil(wanted / batch), math.ceil(total / batch)))
     step = total / count
     start = random.Random(seed).random() * step
@@ -98,15 +118,12 @@ def sample(plans: Sequence[InputPlan], wanted: int, batch: int, *, seed: str) ->
     groups: dict[tuple[Unit, int], _Group] = {}
     position = 0
     queue = sorted(at)
-    for plan in plans:
-        for unit in plan.units():
-            while queue and queue[0] < position + unit.count:
-                first = (queue.pop(0) - position) // batch * batch
-                items = tuple(unit.items)[first : first + batch]
-                groups[unit, first] = _Group(unit, items)
-            position += unit.count
-        if not queue:
-            break
+    for unit in units:
+        while queue and queue[0] < position + unit.count:
+            first = (queue.pop(0) - position) // batch * batch
+            items = tuple(unit.items)[first : first + batch]
+            groups[unit, first] = _Group(unit, items)
+        position += unit.count
     return list(groups.values())
 
 
@@ -178,7 +195,7 @@ def check_budget(found: Estimate, budget: float | None) -> None:
     if high > budget:
         raise JobError(
             Exit.OVER_BUDGET,
-            f"The job would cost {_money(found.cost)} (up to {_money(high)}), more than --budget {_money(budget)}.",
+            f"The run would cost {_money(found.cost)} (up to {_money(high)}), more than --budget {_money(budget)}.",
         )
 
 
@@ -189,6 +206,9 @@ def _money(amount: float) -> str:
 
 def estimate_text(found: Estimate) -> str:
     """One line for people."""
+    if found.items == 0:
+        cost = "" if found.cost is None else f"  cost {_money(found.cost)}"
+        return f"estimate 0 replica-seconds{cost}  (no unit is left to run)"
     margin = f" ±{found.error:.0%}" if math.isfinite(found.error) else ""
     cost = "" if found.cost is None else f"  cost {_money(found.cost)}"
     seconds = found.replica_seconds

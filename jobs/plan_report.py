@@ -15,7 +15,7 @@ from panoptile.jobs.resume import Explanation, explain_job
 from panoptile.jobs.state import read_errors
 from panoptile.pipeline.inputs import shown
 from panoptile.pipeline.nodata_share import nodata_share
-from panoptile.pipeline.plan import RasterPlan
+from panoptile.pipeline.plan import RasterPlan, Unit
 from panoptile.pipeline.store import open_store
 
 LOOKED_AT = 200
@@ -37,6 +37,13 @@ def pending(prepared: Prepared) -> Explanation | None:
         if read_job(store) is None:
             return None
         return explain_job(store, prepared, retry_quarantined=True)
+
+
+def to_do(prepared: Prepared, left: Explanation | None) -> list[Unit]:
+    """The units that the run would do. Those of a kept input whose file is gone fail at once: they cost nothing."""
+    if left is None:
+        return [unit for plan in prepared.plans for unit in plan.units()]
+    return [opened.unit for opened in left.open if opened.unit.key not in prepared.kept]
 
 
 def nodata_shares(prepared: Prepared) -> dict[str, float]:

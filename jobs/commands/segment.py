@@ -46,7 +46,7 @@ def plan(
     sample: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Time N of the job's own tiles, and estimate the replica-hours from them."
+            metavar="N", help="Time N of the tiles that are to do, and estimate the replica-hours from them."
         ),
     ] = None,
     price: Annotated[
@@ -59,12 +59,12 @@ def plan(
 ) -> None:
     """Check everything and say what would run, and what it would cost. Writes nothing but --save."""
     from panoptile.jobs.estimate import check_budget, check_prices, estimate
-    from panoptile.jobs.plan_report import full_plan_fields, full_plan_text, nodata_shares, pending
+    from panoptile.jobs.plan_report import full_plan_fields, full_plan_text, nodata_shares, pending, to_do
 
     check_prices(sample, price, budget)
     prepared = _prepared(job, console)
-    found = None if sample is None else estimate(prepared, sample, price)
     left, shares = pending(prepared), nodata_shares(prepared)
+    found = None if sample is None else estimate(prepared, to_do(prepared, left), sample, price)
     console.data(
         full_plan_text(prepared, shares, left, found), full_plan_fields(prepared, shares, left, found)
     )

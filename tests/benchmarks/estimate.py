@@ -19,6 +19,7 @@ from tests.benchmarks.fakes import FakeFactory, prepared, synthetic_raster
 
 from panoptile.jobs.console import Console
 from panoptile.jobs.estimate import estimate, estimate_text
+from panoptile.jobs.plan_report import to_do
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.segment import run_job
 from panoptile.jobs.spec import JobSpec
@@ -38,7 +39,7 @@ def main() -> None:
         else:
             raster = Path(os.environ["PANOPTILE_TEST_DATA"]) / "banepa" / "banepa_rgb_cog.tif"
             job = prepare(JobSpec((str(raster),), str(out), tile=256, overlap=64, workers=1, local=True))
-        found = estimate(job, a.sample, None)
+        found = estimate(job, to_do(job, None), a.sample, None)
         print(estimate_text(found), flush=True)
         metrics = run_job(job, Console(quiet=True)).metrics
     [busy] = metrics["busy_share"].values()

@@ -13,12 +13,13 @@ from tests.benchmarks.fakes import FakeFactory
 from tests.pipeline.worlds import raster_info
 
 from panoptile.jobs import estimate as module
-from panoptile.jobs.estimate import check_budget, check_prices, estimate, sample
+from panoptile.jobs.estimate import check_budget, check_prices, estimate, estimate_text, sample
 from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.plan_report import pending, to_do
 from panoptile.jobs.prepare import Prepared, prepare
 from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline import gdal_env
-from panoptile.pipeline.plan import RasterPlan
+from panoptile.pipeline.plan import RasterPlan, Unit
 
 gdal_env.configure()  # before rasterio
 
@@ -34,8 +35,9 @@ import rasterio
 def test_a_sample_is_of_the_jobs_own_items(sizes: list[tuple[int, int]], wanted: int, batch: int) -> None:
     """Groups are distinct, hold existing items of one unit, at most a batch each, and the same seed gives the same."""
     plans = [RasterPlan(raster_info(h, w, f"r{i}-0000000000"), 128, 32) for i, (h, w) in enumerate(sizes)]
-    groups = sample(plans, wanted, batch, seed="s")
-    assert groups == sample(plans, wanted, batch, seed="s")
+    units = [unit for plan in plans for unit in plan.units()]
+    groups = sample(units, wanted, batch, seed="s")
+    assert groups == sample(units, wanted, batch, seed="s")
     seen = [(g.unit.key, i) for g in groups for i in g.items]
     assert len(set(seen)) == len(seen) > 0
     for group in groups:
@@ -56,11 +58,16 @@ def job(tmp_path: Path, side: int = 700) -> Prepared:
     return prepare(JobSpec((str(path),), str(tmp_path / "out"), tile=128, overlap=32, local=True))
 
 
+def everything(prepared: Prepared) -> list[Unit]:
+    """All units, as of a job of which nothing is done."""
+    return to_do(prepared, pending(prepared))
+
+
 def test_a_steady_model_is_estimated_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that takes 20 ms a tile: seconds per item and the sum are right, and the sample leaves nothing behind."""
     prepared = job(tmp_path)
     object.__setattr__(prepared.model, "factory", FakeFactory(0.02))
-    found = estimate(prepared, 8, 3600.0)
+    found = estimate(prepared, everything(prepared), 8, 3600.0)
     assert found.sampled == 8
     assert found.items == prepared.tiles
     assert 0.02 <= found.seconds_per_item < 0.2
@@ -73,10 +80,19 @@ def test_the_whole_job_as_sample_has_no_error(tmp_path: Path) -> None:
     """Nothing is left to guess where every tile was timed."""
     prepared = job(tmp_path, side=200)
     object.__setattr__(prepared.model, "factory", FakeFactory(0.001))
-    found = estimate(prepared, 1000, None)
+    found = estimate(prepared, everything(prepared), 1000, None)
     assert found.sampled == prepared.tiles
     assert found.error == 0
     assert found.cost is None
+
+
+def test_nothing_to_do_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without open units no replica is started, and any budget holds."""
+    monkeypatch.setattr(module, "Worker", None)
+    found = estimate(job(tmp_path), [], 8, 2.1)
+    assert (found.items, found.sampled, found.replica_seconds, found.cost) == (0, 0, 0.0, 0.0)
+    check_budget(found, 0.0)
+    assert estimate_text(found) == "estimate 0 replica-seconds  cost 0.00  (no unit is left to run)"
 
 
 def test_the_budget_is_held(tmp_path: Path) -> None:

@@ -93,6 +93,26 @@ def test_a_touched_sheet_is_not(nights: Nights) -> None:
     assert nights.run().already_done
 
 
+def test_plan_prices_what_would_run(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tiles of new inputs alone are sampled and counted; of a finished job none, which any budget allows."""
+    nights.add("a.tif")
+    nights.run()
+    arguments = (
+        str(nights.sheets), "-o", str(nights.out), "--incremental", "--tile", "64", "--overlap", "16",
+        "--model", nights.files.model, "--labels", str(nights.files.table), "--local",
+        "--sample", "3", "--price", "2", "--json",
+    )  # fmt: skip
+    assert panoptile("plan", *arguments, "--budget", "0") == 0
+    found = json.loads(capsys.readouterr().out)["estimate"]
+    assert (found["items"], found["sampled"], found["cost"]) == (0, 0, 0.0)
+    nights.add("b.tif")
+    assert panoptile("plan", *arguments) == 0
+    plan = json.loads(capsys.readouterr().out)
+    [tiles] = [one["tiles"] for one in plan["inputs"] if one["uri"].endswith("b.tif")]
+    assert plan["estimate"]["items"] == tiles < plan["tiles"]
+    assert plan["estimate"]["sampled"] == 3
+
+
 def test_plan_says_what_is_skipped_and_why(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
     """Unchanged, changed, new and archived inputs, each by name, for people and in JSON; nothing is written."""
     nights.add("a.tif", "b.tif", "c.tif")
