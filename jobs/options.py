@@ -101,7 +101,11 @@ Workers = Annotated[
 ]
 Local = Annotated[
     bool,
-    typer.Option("--local", help="Run on this machine without Ray, each replica in a process of its own."),
+    typer.Option(
+        "--local/--no-local",
+        show_default=False,
+        help="Run on this machine without Ray, each replica in a process of its own.",
+    ),
 ]
 Retries = Annotated[int, typer.Option(metavar="N", help="Further tries of a unit that failed.")]
 MaxFailures = Annotated[
@@ -124,14 +128,16 @@ PrecisionName = Annotated[
 Compile = Annotated[
     bool,
     typer.Option(
-        "--compile",
+        "--compile/--no-compile",
+        show_default=False,
         help="Run the network through torch.compile. It costs minutes of compiling before the first tile, per replica; see tests/benchmarks/forward.py --compile for the gain.",
     ),
 ]
 SkipInvalid = Annotated[
     bool,
     typer.Option(
-        "--skip-invalid",
+        "--skip-invalid/--no-skip-invalid",
+        show_default=False,
         help="Leave out inputs that cannot be opened (they go to the dead letter, exit 3) instead of refusing the job.",
     ),
 ]
@@ -145,13 +151,18 @@ IfRunning = Annotated[
 Incremental = Annotated[
     bool,
     typer.Option(
-        "--incremental",
+        "--incremental/--no-incremental",
+        show_default=False,
         help="Let OUT grow: do new and changed inputs, keep finished ones though they are gone from SRC.",
     ),
 ]
 Mosaic = Annotated[
     bool,
-    typer.Option("--mosaic", help="Join rasters of one CRS and pixel grid: objects are whole across files."),
+    typer.Option(
+        "--mosaic/--no-mosaic",
+        show_default=False,
+        help="Join rasters of one CRS and pixel grid: objects are whole across files.",
+    ),
 ]
 StartTimeout = Annotated[
     str,
@@ -232,14 +243,20 @@ DecoderName = Annotated[
 AllQueries = Annotated[
     bool,
     typer.Option(
-        "--all-queries",
+        "--all-queries/--no-all-queries",
+        show_default=False,
         help="Keep the states of all queries, so that relink can use minvis (100 KB a frame).",
         rich_help_panel=_VIDEO,
     ),
 ]
 Overlay = Annotated[
     bool,
-    typer.Option("--overlay", help="Also write an MP4 with the tracks drawn in.", rich_help_panel=_VIDEO),
+    typer.Option(
+        "--overlay/--no-overlay",
+        show_default=False,
+        help="Also write an MP4 with the tracks drawn in.",
+        rich_help_panel=_VIDEO,
+    ),
 ]
 Link = Annotated[
     str,

@@ -76,7 +76,7 @@ def submit(
     from panoptile.jobs.watching import watch_job
 
     if job.spec.local:
-        raise invalid("--local runs on this machine: leave it out of a job for a cluster.")
+        raise invalid("--local runs on this machine: leave it out of a job for a cluster, or add --no-local.")
     client = _client(cluster, auth_token_file, insecure_cluster)
     prepared = prepare(job.spec)
     for note in prepared.notes:

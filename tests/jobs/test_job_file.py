@@ -50,12 +50,23 @@ def test_flags_go_over_environment_over_job_file_over_defaults(tmp_path: Path) -
     assert options["out"] == str(tmp_path / "here")
 
 
-def test_a_false_flag_goes_over_a_true_job_file(tmp_path: Path) -> None:
-    """A switch in the file can be switched off again."""
-    job = tmp_path / "job.yaml"
-    job.write_text("sources: [a.tif]\nout: o\nraster: false\n")
-    assert shown(str(job))["options"]["raster"] is False
-    assert shown(str(job), "--raster")["options"]["raster"] is True
+SWITCHES = [f.name for f in dataclasses.fields(JobSpec) if isinstance(f.default, bool)]
+
+
+@pytest.mark.parametrize("filed", [True, False])
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_flag_goes_over_a_switch_in_file_and_environment(tmp_path: Path, name: str, filed: bool) -> None:
+    """Every switch can be turned back, whichever way the file or the environment turned it."""
+    job, word = tmp_path / "job.yaml", name.replace("_", "-")
+    flag = f"--no-{word}" if filed else f"--{word}"
+    job.write_text(f"sources: [a.tif]\nout: o\n{name}: {str(filed).lower()}\n")
+    assert shown(str(job))["options"][name] is filed
+    assert shown(str(job), flag)["options"][name] is not filed
+    variable = {f"PANOPTILE_{name.upper()}": str(filed)}
+    plain = tmp_path / "plain.yaml"
+    plain.write_text("sources: [a.tif]\nout: o\n")
+    assert shown(str(plain), env=variable)["options"][name] is filed
+    assert shown(str(plain), flag, env=variable)["options"][name] is not filed
 
 
 @pytest.mark.parametrize(
