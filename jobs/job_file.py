@@ -7,7 +7,6 @@ schedule may run it from anywhere.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 from functools import cache
@@ -18,6 +17,7 @@ import pydantic
 import yaml
 
 from panoptile.jobs.exits import invalid
+from panoptile.jobs.option_names import not_an_option
 from panoptile.jobs.option_values import DURATIONS, seconds
 from panoptile.jobs.spec import JobSpec
 
@@ -149,8 +149,7 @@ def _sentence(error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("literal[", "tuple[")))
     key = str(error["loc"][0]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key.replace("-", "_"), list(job_model().model_fields), 1, 0.5)
-        return f"there is no option {key!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+        return not_an_option(key)
     return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import inspect
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -22,13 +21,11 @@ import typer
 from panoptile.jobs import options as opt
 from panoptile.jobs.console import Console
 from panoptile.jobs.exits import invalid
+from panoptile.jobs.option_names import unknown_variables, variables
 from panoptile.jobs.option_values import DURATIONS, NAME_LISTS, band_numbers, names, seconds
 from panoptile.jobs.spec import JobSpec
 
 Origin = Literal["flag", "environment", "job file", "default"]
-ENVIRONMENT_PREFIX = "PANOPTILE_"
-OTHER_VARIABLES = frozenset({"PANOPTILE_CLUSTER", "PANOPTILE_LEASE_SECONDS", "PANOPTILE_PUBLISH_SECONDS"})
-"""Variables of ours that no option of a job stands for."""
 JOB_FILE_SUFFIXES = (".yaml", ".yml")
 
 
@@ -51,8 +48,7 @@ def with_job_options(run: Callable[..., None]) -> Callable[..., None]:
         extra = {p.name: given.pop(p.name) for p in own}
         save = given.pop("save")
         job = resolve(given, ctx.get_parameter_source)
-        for note in misspelt_variables(os.environ):
-            console.say(f"note    {note}")
+        _tell_unknown_variables(console)
         if save is not None:
             from panoptile.jobs.job_file import write_job_file
 
@@ -92,6 +88,7 @@ def with_recorded_job(
     def command(ctx: typer.Context, **given: Any) -> None:
         console = Console(as_json=given.pop("as_json"), quiet=given.pop("quiet"))
         extra = {p.name: given.pop(p.name) for p in own}
+        _tell_unknown_variables(console)
         run(given.pop("out"), changes(given, ctx.get_parameter_source), console, **extra)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -113,6 +110,11 @@ def with_recorded_job(
     return command
 
 
+def _tell_unknown_variables(console: Console) -> None:
+    for note in unknown_variables(os.environ):
+        console.say(f"note    {note}")
+
+
 def changes(given: Mapping[str, Any], source_of: Callable[[str], Enum | None]) -> dict[str, Any]:
     """The options that were given, by flag or environment, as the job's values. Raises :class:`JobError` (exit 2)."""
     found = {}
@@ -121,22 +123,6 @@ def changes(given: Mapping[str, Any], source_of: Callable[[str], Enum | None]) -
         if source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT"):
             found[name] = _parsed(name, value)
     return found
-
-
-def misspelt_variables(names: Collection[str]) -> list[str]:
-    """A sentence for each environment variable that is nearly an option's: it would silently do nothing."""
-    known = {variable(name): name for name in opt.JOB}
-    found = []
-    for name in sorted(names):
-        if name.startswith(ENVIRONMENT_PREFIX) and name not in known and name not in OTHER_VARIABLES:
-            near = difflib.get_close_matches(name, known, 1, 0.85)
-            found += [f"{name} is no option and is ignored: did you mean {near[0]}?"] if near else []
-    return found
-
-
-def variable(name: str) -> str:
-    """The environment variable of an option: ``min_area`` -> ``PANOPTILE_MIN_AREA``."""
-    return ENVIRONMENT_PREFIX + name.upper()
 
 
 def resolve(given: dict[str, Any], source_of: Callable[[str], Enum | None]) -> ResolvedJob:
@@ -203,9 +189,9 @@ def _default(name: str) -> Any:
 
 
 def _with_environment(name: str, kind: Any) -> Any:
-    """The option's description with its environment variable."""
+    """The option's description with its environment variables."""
     base, info = get_args(kind)
     described = copy.copy(info)
-    described.envvar = variable(name)
+    described.envvar = variables(name)
     described.show_envvar = False
     return Annotated[base, described]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Annotated
 
 import typer
 
 from panoptile.jobs.console import Console
-from panoptile.jobs.job_options import ResolvedJob, variable, with_job_options
+from panoptile.jobs.job_options import ResolvedJob, with_job_options
+from panoptile.jobs.option_names import variables
 
 
 def register(app: typer.Typer) -> None:
@@ -28,10 +30,7 @@ def show(
 ) -> None:
     """Print every option of a job as it would run: flags over environment over job file over defaults."""
     values = dataclasses.asdict(job.spec)
-    where = {
-        name: {"environment": variable(name), "job file": job.file or "job file"}.get(o, o)
-        for name, o in job.origins.items()
-    }
+    where = {name: _place(job, name) for name in job.origins}
     width = max(map(len, values))
     lines = []
     for name, value in values.items():
@@ -41,3 +40,12 @@ def show(
     if origin:
         fields["origins"] = where
     console.data("\n".join(lines), fields)
+
+
+def _place(job: ResolvedJob, name: str) -> str:
+    """Where an option's value came from: the variable or the file by its name."""
+    origin = job.origins[name]
+    if origin == "environment":
+        known = variables(name)
+        return next((variable for variable in known if os.environ.get(variable)), known[0])
+    return job.file or origin if origin == "job file" else origin

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.jobs.test_help import commands as all_commands
 from typer.testing import CliRunner
 
 from panoptile.jobs import options as opt
 from panoptile.jobs.cli import app
 from panoptile.jobs.exits import JobError
 from panoptile.jobs.job_file import read_job_file, write_job_file
-from panoptile.jobs.job_options import misspelt_variables
+from panoptile.jobs.option_names import FLAGS_OF_COMMANDS, unknown_variables
 from panoptile.jobs.spec import JobSpec
 
 
@@ -74,6 +77,12 @@ def test_a_flag_goes_over_a_switch_in_file_and_environment(tmp_path: Path, name:
     [
         ("tiel: 512", ["'tiel'", "did you mean 'tile'"]),
         ("max-failures: 3", ["'max-failures'", "did you mean 'max_failures'"]),
+        ("as: video", ["'as'", "did you mean 'kind'"]),
+        ("gpus: 8", ["'gpus'", "did you mean 'workers'"]),
+        ("timeout-unit: 10m", ["'timeout-unit'", "did you mean 'unit_timeout'"]),
+        ("cluster: http://head:8265", ["'cluster' is a flag of submit, not an option of the job"]),
+        ("price: 2.1", ["'price' is a flag of plan, not an option of the job"]),
+        ("foo: 1", ["there is no option 'foo'."]),
         ("tile: '512'", ["tile", "integer", "'512'"]),
         ("bands: red", ["bands", "'red'"]),
         ("raster: 1", ["raster", "bool"]),
@@ -194,14 +203,67 @@ def test_a_job_file_stands_alone(tmp_path: Path, order: tuple[int, int]) -> None
         CliRunner().invoke(app, ["config", "show", *(sources[n] for n in order)], catch_exceptions=False)
 
 
-def test_a_misspelt_variable_is_told() -> None:
-    """What is nearly an option's variable does nothing, which is said; ours for other things, and others', are not."""
-    [note] = misspelt_variables(
-        {"PANOPTILE_TIEL": "", "PANOPTILE_TILE": "", "PANOPTILE_CLUSTER": "", "TILE": ""}
-    )
-    assert "did you mean PANOPTILE_TILE" in note
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("PANOPTILE_TIEL", "no option and is ignored: did you mean PANOPTILE_TILE?"),
+        ("PANOPTILE_PRICE", "ignored: --price is a flag of plan, not an option of the job."),
+        ("PANOPTILE_AUTH_TOKEN_FILE", "--auth-token-file is a flag of submit"),
+        ("PANOPTILE_FOO", "no option and is ignored."),
+    ],
+)
+def test_a_variable_without_effect_is_told(name: str, note: str) -> None:
+    """Once, with the name that works where one is near; ours for other things, and others', are not."""
+    silent = {
+        "PANOPTILE_TILE", "PANOPTILE_AS", "PANOPTILE_CLUSTER", "PANOPTILE_TEST_DATA", "TILE",
+        "PANOPTILE_SERVICE_HOST", "PANOPTILE_SERVICE_PORT_HTTP", "PANOPTILE_PORT", "PANOPTILE_PORT_80_TCP_ADDR",
+    }  # fmt: skip
+    [told] = unknown_variables({name} | silent)
+    assert note in told
     result = CliRunner().invoke(
-        app, ["config", "show", "a.tif", "-o", "out"], env={"PANOPTILE_OVERLAPP": "8"}, catch_exceptions=False
+        app, ["config", "show", "a.tif", "-o", "out"], env={name: "8"}, catch_exceptions=False
     )
-    assert "PANOPTILE_OVERLAP?" in result.stderr
+    assert result.stderr.count(name) == 1
+    assert note in " ".join(result.stderr.split())
     assert "note" not in result.stdout
+
+
+def test_every_variable_that_the_code_names_is_known() -> None:
+    """What panoptile itself reads is never called unknown."""
+    tags = {"PANOPTILE_LAYOUT"}  # of the published TIFFs
+    folder = Path(opt.__file__).parent
+    sources = [p for part in ("jobs", "pipeline", "model") for p in (folder.parent / part).rglob("*.py")]
+    named = {v for p in sources for v in re.findall(r'"(PANOPTILE_[A-Z_]*[A-Z])"', p.read_text())}
+    assert len(named) > 5
+    assert unknown_variables(named - tags) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "option", "found"),
+    [
+        ("PANOPTILE_TIMEOUT_UNIT", "10m", "unit_timeout", 600.0),
+        ("PANOPTILE_UNIT_TIMEOUT", "10m", "unit_timeout", 600.0),
+        ("PANOPTILE_AS", "video", "kind", "video"),
+        ("PANOPTILE_GPUS", "8", "workers", 8),
+        ("PANOPTILE_LOCAL", "1", "local", True),
+    ],
+)
+def test_a_flags_own_name_stands_in_the_environment(
+    variable: str, value: str, option: str, found: object
+) -> None:
+    """An option that is called otherwise on the command line goes by either name."""
+    fields = shown("a.tif", "-o", "out", env={variable: value})
+    assert (fields["options"][option], fields["origins"][option]) == (found, variable)
+
+
+def test_the_flags_of_commands_are_theirs() -> None:
+    """No flag beside the job's options is forgotten, and none is taken for another command's."""
+    commands = dict(all_commands(typer.main.get_command(app), "panoptile"))
+    own: dict[str, str] = {}
+    for words in ("submit", "plan", "segment", "config show", "schedule render", "resume"):
+        for parameter in commands[f"panoptile {words}"].params:
+            long = [o[2:].replace("-", "_") for o in parameter.opts if o.startswith("--")]
+            if parameter.name not in opt.JOB and long and long[0] not in ("help", "as"):
+                common = long[0] in ("save", "json", "quiet")
+                own[long[0]] = "every command that takes a job" if common else words
+    assert own == FLAGS_OF_COMMANDS
