@@ -26,6 +26,7 @@ from panoptile.jobs.state import parquet_rows, read_errors, read_json
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
 from panoptile.pipeline.store import Store, open_store
+from panoptile.pipeline.video_index import VideoIndex
 
 PICTURES = 24
 """Most inputs that are shown with a picture, the largest results first."""
@@ -45,6 +46,16 @@ class Footprint:
     crs: str
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What of a video was segmented."""
+
+    frames: int
+    frames_in_file: int
+    seconds: float
+    """Of the whole file."""
+
+
 @dataclass(slots=True)
 class InputReport:
     """One input."""
@@ -55,13 +66,16 @@ class InputReport:
     height: int
     width: int
     segments: int
+    """Tracks of a video."""
     counts: dict[int, tuple[int, int]]
-    """class id -> (segments, pixels)"""
+    """class id -> (segments or tracks, pixels of the raster or of all frames)"""
     suspects: int
     merged: int
     failed_items: int
     footprint: Footprint | None
     preview: str | None
+    stream: Stream | None = None
+    """Of a video."""
     picture: bytes | None = None
     """JPEG of the preview."""
     labels: bytes | None = None
@@ -79,13 +93,23 @@ class JobReport:
     classes: ClassTable
     inputs: list[InputReport]
     areas_m2: dict[int, float]
-    """class id -> square metres over all inputs; empty where the inputs have no CRS."""
+    """class id -> square metres over all rasters; empty where they have no CRS."""
     failures: list[dict[str, Any]]
     failure_count: int
     price: float | None
     """Per replica-hour; None where no cost was asked for."""
     totals: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """class id -> (segments, pixels) over all inputs"""
+    """class id -> (segments, pixels) over all rasters"""
+    video_totals: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """class id -> (tracks, pixels of all frames) over all videos"""
+
+    @property
+    def rasters(self) -> list[InputReport]:
+        return [one for one in self.inputs if one.stream is None]
+
+    @property
+    def videos(self) -> list[InputReport]:
+        return [one for one in self.inputs if one.stream is not None]
 
     @property
     def replica_hours(self) -> float:
@@ -122,7 +146,7 @@ def gather(out: str, price: float | None) -> JobReport:
             failure_count=count,
             price=price,
         )
-        report.totals = _totals(inputs)
+        report.totals, report.video_totals = _totals(report.rasters), _totals(report.videos)
         _add_pictures(store, report, scratch)
         return report
 
@@ -147,13 +171,15 @@ def _inputs(store: Store) -> Iterator[InputReport]:
 
 def _input(key: str, plan: dict[str, Any], found: dict[str, Any]) -> InputReport:
     """One input from its plan and from the record of what was found; raises anything where they are damaged."""
-    about = plan.get("info") or plan.get("index") or {}
+    about = plan.get("info") or {}
+    kind = str(plan.get("kind", "raster"))
+    sized = about["index"] if kind == "video" else about
     return InputReport(
         key=key,
-        uri=str(about.get("uri") or plan.get("uri") or key),
-        kind=str(plan.get("kind", "raster")),
-        height=int(about.get("height", 0)),
-        width=int(about.get("width", 0)),
+        uri=str(about.get("uri") or key),
+        kind=kind,
+        height=int(sized.get("height", 0)),
+        width=int(sized.get("width", 0)),
         segments=int(found.get("segments", 0)),
         counts={int(c["class_id"]): (int(c["segments"]), int(c["pixels"])) for c in found.get("counts", ())},
         suspects=int(found.get("suspects", 0)),
@@ -161,7 +187,13 @@ def _input(key: str, plan: dict[str, Any], found: dict[str, Any]) -> InputReport
         failed_items=int(found.get("failed_tiles", 0)),
         footprint=_footprint(about),
         preview=found.get("preview"),
+        stream=_stream(plan) if kind == "video" else None,
     )
+
+
+def _stream(plan: dict[str, Any]) -> Stream:
+    index = VideoIndex.from_json(plan["info"]["index"])
+    return Stream(sum(count for _, _, count in plan["frames"]), len(index), index.duration_s)
 
 
 def _footprint(info: dict[str, Any]) -> Footprint | None:

@@ -6,11 +6,11 @@ A content security policy in the file forbids the browser whatever the file shou
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from panoptile.jobs.report import ROWS, InputReport, JobReport
+from panoptile.jobs.report import ROWS, InputReport, JobReport, Stream
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _STYLE = """
@@ -84,7 +84,8 @@ def _head(report: JobReport) -> str:
 
 def _figures(report: JobReport) -> str:
     m = report.metrics
-    things = sum(s for c, (s, _) in report.totals.items() if report.classes[c - 1].is_thing)
+    counted = [*report.totals.items(), *report.video_totals.items()]
+    things = sum(n for c, (n, _) in counted if report.classes[c - 1].is_thing)
     figures = [
         (f"{things:,}", "objects"),
         (f"{m.get('pixels', 0) / 1e6:,.1f}", "megapixels"),
@@ -133,24 +134,38 @@ def _map(report: JobReport) -> str:
 
 
 def _classes(report: JobReport) -> str:
-    total = sum(p for _, p in report.totals.values()) or 1
-    rows = []
-    for class_id, (segments, pixels) in report.totals.items():
-        c = report.classes[class_id - 1]
-        area = report.areas_m2.get(class_id)
-        share = pixels / total
-        rows.append(
-            [
-                f'<span class="swatch" style="background:rgb{c.color}"></span>{escape(c.name)}',
-                "thing" if c.is_thing else "stuff",
-                f"{segments:,}",
-                f"{pixels:,}",
-                "" if area is None else _area(area),
-                f'{share:.1%}<span class="bar"><i style="width:{share * 100:.1f}%"></i></span>',
-            ]
-        )
-    head = ["class", "kind", "segments", "pixels", "area", "share of what was labelled"]
-    return "<h2>Classes</h2>" + _table(head, rows, wide=(0,))
+    """Rasters and videos apart: a track is no segment, and pixels of frames have no area on the ground."""
+    of_rasters, of_videos = report.totals, report.video_totals
+    rasters = [
+        [*_class_cells(report, c, of_rasters), _area(report.areas_m2.get(c)), _share(c, of_rasters)]
+        for c in of_rasters
+    ]
+    videos = [[*_class_cells(report, c, of_videos), _share(c, of_videos)] for c in of_videos]
+    heads = [
+        ["class", "kind", "segments", "pixels", "area", "share of what was labelled"],
+        ["class", "kind", "tracks", "pixels of all frames", "share of what was labelled"],
+    ]
+    titles = ["Classes in rasters", "Classes in videos"] if rasters and videos else ["Classes"] * 2
+    return "".join(
+        f"<h2>{title}</h2>{_table(head, rows, wide=(0,))}"
+        for title, head, rows in zip(titles, heads, (rasters, videos), strict=True)
+        if rows
+    )
+
+
+def _class_cells(report: JobReport, class_id: int, totals: Mapping[int, tuple[int, int]]) -> list[str]:
+    c, (count, pixels) = report.classes[class_id - 1], totals[class_id]
+    return [
+        f'<span class="swatch" style="background:rgb{c.color}"></span>{escape(c.name)}',
+        "thing" if c.is_thing else "stuff",
+        f"{count:,}",
+        f"{pixels:,}",
+    ]
+
+
+def _share(class_id: int, totals: Mapping[int, tuple[int, int]]) -> str:
+    share = totals[class_id][1] / (sum(pixels for _, pixels in totals.values()) or 1)
+    return f'{share:.1%}<span class="bar"><i style="width:{share * 100:.1f}%"></i></span>'
 
 
 def _seams(report: JobReport) -> str:
@@ -216,29 +231,54 @@ def _pictures(report: JobReport) -> str:
     cards = [
         f'<div class="card"><img loading="lazy" alt="{escape(one.uri)}" src="data:image/jpeg;base64,{_b64(one.picture)}">'
         f"<p>{escape(one.uri)}</p>"
-        f'<p class="faint">{one.segments:,} segments, {one.merged:,} made whole over seams</p></div>'
+        f'<p class="faint">{_found(one)}</p></div>'
         for one in report.inputs
         if one.picture is not None
     ]
     return f'<h2>Pictures</h2><div class="pictures">{"".join(cards)}</div>' if cards else ""
 
 
+def _found(one: InputReport) -> str:
+    if one.stream is not None:
+        return f"{one.segments:,} tracks over {one.stream.frames:,} frames"
+    return f"{one.segments:,} segments, {one.merged:,} made whole over seams"
+
+
 def _inputs(report: JobReport) -> str:
-    shown = sorted(report.inputs, key=lambda i: i.segments, reverse=True)[:ROWS]
-    rows = [_input_row(one) for one in shown]
-    more = len(report.inputs) - len(shown)
+    """The rasters, then the videos, the largest results first."""
+    rasters = ["raster", "size", "segments", "over seams", "suspects", "failed tiles"]
+    videos = ["video", "size", "frames", "length", "tracks", "failed frames"]
+    return _input_table("Rasters", rasters, report.rasters) + _input_table("Videos", videos, report.videos)
+
+
+def _input_table(title: str, head: list[str], inputs: list[InputReport]) -> str:
+    if not inputs:
+        return ""
+    shown = sorted(inputs, key=lambda i: i.segments, reverse=True)[:ROWS]
+    rows = [_raster_row(one) if one.stream is None else _video_row(one, one.stream) for one in shown]
+    more = len(inputs) - len(shown)
     rest = f'<p class="faint">… and {more:,} more in manifest.parquet</p>' if more > 0 else ""
-    head = ["input", "size", "segments", "over seams", "suspects", "failed tiles"]
-    return "<h2>Inputs</h2>" + _table(head, rows, wide=(0,)) + rest
+    return f"<h2>{title}</h2>" + _table(head, rows, wide=(0,)) + rest
 
 
-def _input_row(one: InputReport) -> list[str]:
+def _raster_row(one: InputReport) -> list[str]:
     return [
         escape(one.uri),
         f"{one.width:,} × {one.height:,}",
         f"{one.segments:,}",
         f"{one.merged:,}",
         f"{one.suspects:,}",
+        f"{one.failed_items:,}",
+    ]
+
+
+def _video_row(one: InputReport, stream: Stream) -> list[str]:
+    return [
+        escape(one.uri),
+        f"{one.width:,} × {one.height:,}",
+        f"{stream.frames:,} of {stream.frames_in_file:,}",
+        _duration(stream.seconds),
+        f"{one.segments:,}",
         f"{one.failed_items:,}",
     ]
 
@@ -277,7 +317,9 @@ def _b64(data: bytes | None) -> str:
     return base64.b64encode(data or b"").decode()
 
 
-def _area(square_metres: float) -> str:
+def _area(square_metres: float | None) -> str:
+    if square_metres is None:
+        return ""
     if square_metres >= 1e6:
         return f"{square_metres / 1e6:,.2f} km²"
     return f"{square_metres / 1e4:,.2f} ha" if square_metres >= 1e4 else f"{square_metres:,.0f} m²"

@@ -119,7 +119,7 @@ class VideoIndex:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> VideoIndex:
-        """The index that ``to_json`` made."""
+        """The index that ``to_json`` made. Raises ``ValueError``, ``KeyError`` or ``TypeError`` for anything else."""
         fields = dict(stored)
         for name in ("pts", "keys", "key_dts"):
             fields[name] = _unpacked(fields[name])
@@ -217,5 +217,8 @@ def _packed(values: Int64) -> str:
 
 
 def _unpacked(text: str) -> Int64:
-    steps = np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i8")
+    try:
+        steps = np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i8")
+    except zlib.error as e:
+        raise ValueError(f"The packed times of an index are damaged: {e}.") from e
     return np.cumsum(steps, dtype=np.int64)

@@ -10,16 +10,20 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tests.pipeline.test_video_index import plain_index
 from typer.testing import CliRunner
 
 from panoptile.jobs.cli import app
 from panoptile.jobs.exits import JobError
 from panoptile.jobs.report import gather
 from panoptile.jobs.report_html import render
+from panoptile.pipeline.frame_source import Choice
+from panoptile.pipeline.video_plan import VideoInfo, VideoPlan
 
 HOSTILE = (
     "<script>document.title='owned'</script>",
@@ -127,6 +131,46 @@ def test_the_figures_are_those_of_the_job(tmp_path: Path) -> None:
     page = Page(render(report))
     for text in ("14", "10.00", "5.00 ha", "60 m²", "1.07", "98.0%", "OSError"):
         assert text in page.text, text
+
+
+def add_video(out: Path) -> None:
+    """A finished video in the folder: every second frame of 20 of 64 x 48 pixels, at 10 a second."""
+    index = plain_index(list(range(0, 2000, 100)), [0])
+    info = VideoInfo("v.mp4", "v", "v", index, Choice("pyav", ""))
+    (out / "_state/plan/v.json").write_bytes(VideoPlan(info, np.arange(0, 20, 2), 32).to_json())
+    counts = [{"class_id": 1, "segments": 5, "pixels": 4000}]
+    found = {"segments": 5, "counts": counts, "failed_tiles": 1, "preview": "previews/v.png"}
+    put(out / "_state/results/v.json", {"finished": found})
+    Image.new("RGB", (64, 48), (90, 90, 90)).save(out / "previews/v.png")
+
+
+def test_rasters_and_videos_are_kept_apart(tmp_path: Path) -> None:
+    """A video has frames and tracks, not tiles and seams; its pixels are not added to those that have an area."""
+    add_video(finished(tmp_path))
+    report = gather(str(tmp_path), None)
+    assert report.totals == {1: (7, 900), 2: (1, 100)}
+    assert report.video_totals == {1: (5, 4000)}
+    page = re.sub(r"<[^>]+>", "|", render(report))
+    page = re.sub(r"\|+", "|", page)
+    assert "|12|objects|" in page
+    assert "|v.mp4|64 × 48|10 of 20|2 s|5|1|" in page
+    assert "|5 tracks over 10 frames|" in page
+    assert "|8 segments, 3 made whole over seams|" in page
+    assert "|Classes in rasters|" in page
+    assert "|scene.tif|thing|5|4,000|100.0%|" in page
+    assert "0 × 0" not in page
+
+
+def test_a_video_plan_that_was_damaged_is_told(tmp_path: Path) -> None:
+    """Exit 2 and the record's name, no traceback from the packed times."""
+    add_video(finished(tmp_path))
+    path = tmp_path / "_state/plan/v.json"
+    plan = json.loads(path.read_text())
+    plan["info"]["index"]["pts"] = "AAAA"
+    put(path, plan)
+    with pytest.raises(JobError, match=r"v\.json") as e:
+        gather(str(tmp_path), None)
+    assert int(e.value.code) == 2
 
 
 def test_nothing_on_the_page_asks_for_anything(tmp_path: Path) -> None:
