@@ -85,20 +85,22 @@ def export_vector(
     written = []
     with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
         for key, target in targets.items():
+            layer = _Layer(store.local_copy(key, Path(folder)), chosen, classes)
+            if not chosen.empty and layer.is_empty():
+                say(
+                    f"{target.stem} has no such segments: left out, because {chosen.driver} holds no empty layer"
+                )
+                continue
             target.parent.mkdir(parents=True, exist_ok=True)
             scratch = target.with_name(f".{target.stem}.part{chosen.suffix}")
-            layer = _Layer(store.local_copy(key, Path(folder)), chosen, classes)
             try:
-                if not chosen.empty and layer.is_empty():
-                    say(
-                        f"{target.stem} has no such segments: left out, because {chosen.driver} holds no empty layer"
-                    )
-                    continue
                 layer.write(scratch, say)
                 scratch.rename(target)
             finally:
                 scratch.unlink(missing_ok=True)
             written.append(str(target))
+    if not written:
+        raise invalid(f"No raster of {store.root} has such segments: there is nothing to export.")
     return written
 
 

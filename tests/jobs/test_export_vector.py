@@ -114,6 +114,17 @@ def test_nothing_found_is_no_error(out: Path, tmp_path: Path, to: str) -> None:
     assert not list((tmp_path / "layers").glob(".*"))
 
 
+def test_nothing_at_all_to_write_is_refused(out: Path, tmp_path: Path) -> None:
+    """Where every raster would be left out: exit 2, and no folder that stays empty."""
+    copy = emptied(out, tmp_path / "out")
+    for path in (copy / "segments").glob("image-*.parquet"):
+        path.unlink()
+    with pytest.raises(JobError, match="nothing to export") as e:
+        export_to(str(copy), "pmtiles", str(tmp_path / "new" / "x.pmtiles"), ())
+    assert int(e.value.code) == 2
+    assert not (tmp_path / "new").exists()
+
+
 def test_what_gdal_cannot_write_is_one_sentence(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
