@@ -41,7 +41,7 @@ class ClusterAddress:
                 f"--cluster wants the dashboard's address, such as http://ray-head:8265, got {self.url!r}."
             )
         if parts.username or parts.password:
-            raise invalid("--cluster must hold no password: give the token with --auth-token-file.")
+            raise invalid("--cluster must hold no password; give the token with --auth-token-file.")
         if self.token_file is not None and not _token(self.token_file):
             raise invalid(f"--auth-token-file {self.token_file} cannot be read or is empty.")
 
