@@ -195,19 +195,19 @@ def _check_same(first: RasterInfo, other: RasterInfo) -> None:
         raise InputError(
             f"{shown(lost.uri)} is not georeferenced: a mosaic needs to know where its sheets lie."
         )
-    pairs: list[tuple[str, Any, Any]] = [
-        ("the CRS", first.crs_wkt, other.crs_wkt),
-        ("the type", first.dtype, other.dtype),
-        ("the bands", first.bands, other.bands),
-        ("the pixel size", _linear(first), _linear(other)),
+    pairs: list[tuple[str, Any, Any, str]] = [
+        ("the CRS", first.crs_wkt, other.crs_wkt, "bring them to one grid first (gdalwarp -tap)"),
+        ("the type", first.dtype, other.dtype, "write them in one type first (gdal_translate -ot)"),
+        ("the bands", first.bands, other.bands, "name bands that all have with --bands"),
+        ("the pixel size", _linear(first), _linear(other), "bring them to one grid first (gdalwarp -tap)"),
     ]
-    for what, a, b in pairs:
+    for what, a, b, remedy in pairs:
         same = _close(a, b) if what == "the pixel size" else a == b
         if not same:
-            values = "" if what == "the CRS" else f" ({a} and {b})"
+            values = "" if what == "the CRS" else f" ({b} instead of {a})"
             raise InputError(
-                f"{shown(other.uri)} does not share {what} of {shown(first.uri)}{values}: bring them to one grid first "
-                "(gdalwarp -tap), or run without --mosaic."
+                f"{shown(other.uri)} does not share {what} of {shown(first.uri)}{values}: {remedy}, or run without "
+                "--mosaic."
             )
 
 

@@ -122,9 +122,14 @@ def test_few_sheets_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 CHANGES: dict[str, tuple[dict[str, Any], Affine, str]] = {
-    "CRS": ({"crs": "EPSG:32634"}, WHOLE, "the CRS"),
-    "type": ({"dtype": "uint16"}, WHOLE, "the type"),
-    "pixel size": ({}, WHOLE * Affine.scale(2), "the pixel size"),
+    "CRS": ({"crs": "EPSG:32634"}, WHOLE, r"the CRS .*a\.tif: .*gdalwarp -tap"),
+    "type": ({"dtype": "uint16"}, WHOLE, r"the type .*\(uint16 instead of uint8\): .*gdal_translate -ot"),
+    "bands": ({"count": 1}, WHOLE, r"the bands .*\(\(1, 1, 1\) instead of \(1, 2, 3\)\): .*--bands"),
+    "pixel size": (
+        {},
+        WHOLE * Affine.scale(2),
+        r"the pixel size .*\(\(1\.0, .* instead of \(0\.5, .*gdalwarp -tap",
+    ),
     "half a pixel off": ({}, WHOLE * Affine.translation(20.5, 0), "0.50 px off the pixel grid"),
     "not georeferenced": ({"crs": None}, Affine.identity(), "not georeferenced"),
 }
@@ -137,7 +142,8 @@ def test_sheets_of_another_grid_are_refused(tmp_path: Path, name: str) -> None:
     profile, transform, words = CHANGES[name]
     values = np.ones((3, 20, 20), np.uint8)
     first = write(tmp_path / "a.tif", values)
-    other = write(tmp_path / "b.tif", values.astype(profile.get("dtype", "uint8")), transform, **profile)
+    changed = values[: profile.get("count", 3)].astype(profile.get("dtype", "uint8"))
+    other = write(tmp_path / "b.tif", changed, transform, **profile)
     with pytest.raises(InputError, match=words) as e:
         inspect_mosaic([first, other])
     assert "b.tif" in str(e.value)
