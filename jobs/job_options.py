@@ -37,23 +37,32 @@ class ResolvedJob:
     origins: Mapping[str, Origin]
     file: str | None
     """The job file, if there was one."""
+    save: str | None = None
+    """Where --save wants it written."""
+
+    def write_saved(self, console: Console) -> None:
+        """Heed --save. The command calls it once its checks have passed: what is refused leaves no file behind."""
+        if self.save is None:
+            return
+        from panoptile.jobs.job_file import write_job_file
+
+        write_job_file(self.save, self.spec)
+        console.say(f"saved   {self.save}")
 
 
 def with_job_options(run: Callable[..., None]) -> Callable[..., None]:
-    """A command ``run(job, console, *, …)`` with all options of a job before its own keyword-only ones."""
+    """A command ``run(job, console, *, …)`` with all options of a job before its own keyword-only ones.
+
+    It must call ``job.write_saved(console)``.
+    """
     own = [p for p in inspect.signature(run, eval_str=True).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
     def command(ctx: typer.Context, **given: Any) -> None:
         console = Console(as_json=given.pop("as_json"), quiet=given.pop("quiet"))
         extra = {p.name: given.pop(p.name) for p in own}
         save = given.pop("save")
-        job = resolve(given, ctx.get_parameter_source)
+        job = dataclasses.replace(resolve(given, ctx.get_parameter_source), save=save)
         _tell_unknown_variables(console)
-        if save is not None:
-            from panoptile.jobs.job_file import write_job_file
-
-            write_job_file(save, job.spec)
-            console.say(f"saved   {save}")
         run(job, console, **extra)
 
     keyword = inspect.Parameter.KEYWORD_ONLY

@@ -81,6 +81,7 @@ def submit(
     prepared = prepare(job.spec)
     for note in prepared.notes:
         console.say(f"note    {note}")
+    job.write_saved(console)
     with store_errors(job.spec.out):
         finished = finished_exit(prepared)
     if finished is not None:

@@ -29,6 +29,7 @@ def show(
     origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
 ) -> None:
     """Print every option of a job as it would run: flags over environment over job file over defaults."""
+    job.write_saved(console)
     values = dataclasses.asdict(job.spec)
     where = {name: _place(job, name) for name in job.origins}
     width = max(map(len, values))

@@ -105,6 +105,7 @@ def render(
     spec = _from_anywhere(job.spec)
     schedule = Schedule(spec, cron, name, timezone, job_file=_whole_job_file(job, spec), **given)
     text = rendered(schedule, as_)
+    job.write_saved(console)
     console.data(text.rstrip("\n"), {"as": as_, "manifest": text})
 
 

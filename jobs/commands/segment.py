@@ -78,4 +78,5 @@ def _prepared(job: ResolvedJob, console: Console) -> Prepared:
     prepared = prepare(job.spec)
     for note in prepared.notes:
         console.say(f"note    {note}")
+    job.write_saved(console)
     return prepared

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import typer
@@ -177,6 +178,42 @@ def test_save_writes_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     again = shown("job.yaml")["options"]
     assert again["tile"] == first["options"]["tile"] == 640
     assert again["out"] == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        ("plan", []),
+        ("segment", ["--local"]),
+        ("schedule render", ["--cron", "every night", "--as", "crontab"]),
+        ("submit", ["--cluster", "http://127.0.0.1:9"]),
+        ("config show", ["--tile", "1"]),
+    ],
+)
+def test_a_refused_job_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, more: list[str]
+) -> None:
+    """What a command's checks refuse leaves no file behind."""
+    monkeypatch.chdir(tmp_path)
+    command = [*words.split(), "none.tif", "-o", "o", "--save", "job.yaml", *more]
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, JobError)
+    assert "saved" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_command_that_takes_a_job_saves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, before anything runs; config show is tested above."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("panoptile.jobs.prepare.prepare", lambda spec: mock.Mock(notes=()))
+    monkeypatch.setattr("panoptile.jobs.commands.cluster._client", mock.Mock())
+    tail = {"schedule render": ["--cron", "0 2 * * *", "--as", "crontab"]}
+    for words in ("plan", "segment", "submit", "schedule render"):
+        save = f"{words}.yaml"
+        command = [*words.split(), "a.tif", "-o", "o", "--save", save, *tail.get(words, [])]
+        result = CliRunner().invoke(app, command)
+        assert result.stderr.count(f"saved   {save}") == 1, words
+        assert yaml.safe_load(Path(save).read_text())["out"] == str(tmp_path / "o")
 
 
 def test_times_can_be_written_as_people_write_them(tmp_path: Path) -> None:
