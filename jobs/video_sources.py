@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from panoptile.jobs.exits import invalid
 from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline.frame_source import choose_backend, select_frames
-from panoptile.pipeline.inputs import InputError, find_inputs, output_key
+from panoptile.pipeline.inputs import InputError, find_inputs, output_key, together
 from panoptile.pipeline.remote_object import is_remote
 from panoptile.pipeline.video_inputs import VIDEO_ENDINGS, LocalVideo, find_videos, index_input
 from panoptile.pipeline.video_plan import VideoInfo, VideoPlan, default_unit_frames
@@ -48,8 +48,18 @@ def split_sources(spec: JobSpec, *, may_be_empty: bool = False) -> tuple[list[st
             tuple(s for s in spec.sources if _names_videos(s)),
         ),
     }[spec.kind]
-    rasters = _rasters(named[0], spec.kind, may_be_empty) if named[0] else []
-    videos = find_videos(named[1], may_be_empty=may_be_empty) if named[1] else []
+    wrong: list[InputError] = []
+    rasters, videos = list[str](), list[str]()
+    try:
+        rasters = _rasters(named[0], spec.kind, may_be_empty) if named[0] else []
+    except InputError as e:
+        wrong.append(e)
+    try:
+        videos = find_videos(named[1], may_be_empty=may_be_empty) if named[1] else []
+    except InputError as e:
+        wrong.append(e)
+    if wrong:
+        raise together(wrong)
     _refuse_idle_options(spec, rasters or named[0], videos or named[1])
     return rasters, videos
 
@@ -80,7 +90,8 @@ def _rasters(sources: Sequence[str], kind: str, may_be_empty: bool) -> list[str]
         return find_inputs(sources, may_be_empty=may_be_empty)
     except InputError as e:
         if kind == "auto" and "holds no raster" in str(e):
-            raise InputError(f"{e} For a folder of videos or of numbered frames add --as video.") from e
+            gap = "\n" if "\n" in str(e) else " "
+            raise InputError(f"{e}{gap}For a folder of videos or of numbered frames add --as video.") from e
         raise
 
 

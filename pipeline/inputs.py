@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -20,6 +20,8 @@ RASTER_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2")
 """Files that a directory contributes, in lower or upper case. A file named directly may end in anything."""
 
 MAX_STEM = 80
+NAMED = 20
+"""Most sources that one error names."""
 
 
 class InputError(ValueError):
@@ -35,30 +37,51 @@ def find_inputs(sources: Sequence[str], *, may_be_empty: bool = False) -> list[s
 
     A source is a file, a glob (``**`` descends), a directory (its rasters, sorted by name, without
     sub-directories), a ``file://`` URL, or an object, glob or folder in an object store. Two names of one file (a
-    link, a relative path) count as one, the first. Raises InputError for a missing file, a directory without rasters
-    and a glob without match, and StoreUnreachable for an object store that cannot be listed.
+    link, a relative path) count as one, the first. Raises InputError that names every missing file, directory without
+    rasters and glob without match, and StoreUnreachable for an object store that cannot be listed.
 
     ``may_be_empty``: folders without rasters and globs without match contribute nothing, and the list may be empty.
     """
-    found: dict[str, str] = {}
-    for source in sources:
-        remote = remote_object.is_remote(source)
-        try:
-            paths = _expand_remote(source) if remote else _expand(source)
-        except NothingThere:
-            if may_be_empty:
-                continue
-            raise
-        for path in paths:
-            found.setdefault(path if remote else os.path.realpath(path), path)
-    for path in found.values():
+    found = expanded(
+        sources, lambda s: _expand_remote(s) if remote_object.is_remote(s) else _expand(s), may_be_empty
+    )
+    for path in found:
         if not path.isprintable() and not _is_text(path):
             raise InputError(
                 f"{shown(path)} has a name that is not UTF-8, which tables cannot hold: rename the file."
             )
     if not found and not may_be_empty:
         raise InputError("No input was named: give at least one raster, directory or glob.")
+    return found
+
+
+def expanded(
+    sources: Sequence[str], expand: Callable[[str], Sequence[str]], may_be_empty: bool = False
+) -> list[str]:
+    """What ``expand`` finds for every source, each file once, under the first of its names.
+
+    Raises InputError for all sources that it refuses together; ``may_be_empty``: but not for those that name nothing.
+    """
+    found: dict[str, str] = {}
+    wrong: list[InputError] = []
+    for source in sources:
+        try:
+            for path in expand(source):
+                found.setdefault(path if remote_object.is_remote(path) else os.path.realpath(path), path)
+        except InputError as e:
+            if not (may_be_empty and isinstance(e, NothingThere)):
+                wrong.append(e)
+    if wrong:
+        raise together(wrong)
     return list(found.values())
+
+
+def together(wrong: Sequence[InputError]) -> InputError:
+    """One error that says what all of them say, a line each; a single one is itself."""
+    if len(wrong) == 1:
+        return wrong[0]
+    rest = [f"… and {len(wrong) - NAMED:,} more"] if len(wrong) > NAMED else []
+    return InputError("\n".join([*map(str, wrong[:NAMED]), *rest]))
 
 
 def output_key(uri: str) -> tuple[str, str]:

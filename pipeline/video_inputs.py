@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from panoptile.pipeline.image_sequence import folder_tag, index_images, is_image_sequence, natural_order
-from panoptile.pipeline.inputs import InputError, NothingThere, shown
+from panoptile.pipeline.inputs import InputError, NothingThere, expanded, shown
 from panoptile.pipeline.remote_object import Version, version_of
 from panoptile.pipeline.remote_uri import checked_uri, local_path_of, scheme_of
 from panoptile.pipeline.store_object import tag_of
@@ -39,23 +39,14 @@ def find_videos(sources: Sequence[str], *, may_be_empty: bool = False) -> list[s
 
     A source is a file, a glob, a directory of videos (in natural order, without sub-directories), a directory of
     numbered images (which is one video), a ``file://`` URL, or an object, glob or folder in an object store (of
-    videos: not of images). Raises InputError where nothing is there, and for a directory that holds both.
+    videos: not of images). Raises InputError that names every source where nothing is, or a directory that holds both.
 
     ``may_be_empty``: folders without videos and globs without match contribute nothing, and the list may be empty.
     """
-    found: dict[str, str] = {}
-    for source in sources:
-        try:
-            uris = _remote(source) if _is_remote(source) else _local(source)
-        except NothingThere:
-            if may_be_empty:
-                continue
-            raise
-        for uri in uris:
-            found.setdefault(uri if _is_remote(uri) else os.path.realpath(uri), uri)
+    found = expanded(sources, lambda s: _remote(s) if _is_remote(s) else _local(s), may_be_empty)
     if not found and not may_be_empty:
         raise InputError("No input was named: give at least one video, directory or glob.")
-    return list(found.values())
+    return found
 
 
 def index_input(path: str, sequence_fps: float | None = None) -> VideoIndex:

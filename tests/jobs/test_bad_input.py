@@ -92,6 +92,10 @@ def _extra_key(state: dict[str, object]) -> None:
 
 CASES: dict[str, tuple[Callable[[Path], list[object]], list[str]]] = {
     "missing file": (lambda t: [t / "nowhere.tif"], ["nowhere.tif"]),
+    "missing files of both kinds": (
+        lambda t: [t / "nowhere.tif", t / "gone.mp4", t / "lost.tif"],
+        ["nowhere.tif", "gone.mp4", "lost.tif"],
+    ),
     "directory without rasters": (_no_rasters, ["folder", "raster"]),
     "text file named .tif": (_text, ["notes.tif"]),
     "truncated TIFF": (_truncated, ["cut.tif", "truncated"]),

@@ -72,6 +72,24 @@ def test_a_source_that_names_nothing_is_told_in_one_sentence(
     assert "canary-secret" not in str(caught.value)
 
 
+def test_all_sources_that_name_nothing_are_told(tmp_path: Path) -> None:
+    """One error with a line each, and a count where there are very many."""
+    (tmp_path / "empty").mkdir()
+    names = [str(tmp_path / name) for name in ("a.tif", "empty", "b*.tif", "c.tif")]
+    with pytest.raises(InputError) as caught:
+        find_inputs(names)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4
+    assert all(name in line for name, line in zip(names, lines, strict=True))
+    with pytest.raises(InputError) as caught:
+        find_inputs(names, may_be_empty=True)
+    assert [line.split()[0] for line in str(caught.value).splitlines()] == [names[0], names[3]]
+    with pytest.raises(InputError) as caught:
+        find_inputs([str(tmp_path / f"{n}.tif") for n in range(25)])
+    assert len(str(caught.value).splitlines()) == 21
+    assert str(caught.value).endswith("… and 5 more")
+
+
 def test_no_source_at_all_is_an_error() -> None:
     """An empty list does not succeed silently."""
     with pytest.raises(InputError, match="No input"):
