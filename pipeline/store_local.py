@@ -14,6 +14,8 @@ from typing import BinaryIO
 from panoptile.pipeline.store import StoreAbilities, Stored, check_key
 
 _STAGING = "_state/tmp"
+_KERNEL_VIEWS = ("/proc", "/sys")
+"""File systems that root may write, by their permissions, but where nobody can make a folder."""
 
 
 class LocalStore:
@@ -45,6 +47,10 @@ class LocalStore:
             raise NotADirectoryError(f"{probe} is a file")
         if not os.access(probe, os.W_OK | os.X_OK) or os.statvfs(probe).f_flag & os.ST_RDONLY:
             raise PermissionError(f"{probe} is read-only")
+        if any(
+            os.path.ismount(view) and os.stat(view).st_dev == probe.stat().st_dev for view in _KERNEL_VIEWS
+        ):
+            raise PermissionError(f"{probe} is the kernel's and holds no files of others")
 
     def put_bytes(self, key: str, data: bytes) -> None:
         with self._staged(key) as staged:

@@ -161,12 +161,13 @@ def test_an_output_under_a_file_is_refused(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc as a folder that cannot be written")
+@pytest.mark.parametrize("command", ["segment", "plan"])
 def test_an_output_that_cannot_be_written_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A read-only place ends with exit 2 and says how to go on."""
+    """A read-only place ends with exit 2 and says how to go on; a plan sees it too."""
     arguments = [scene(tmp_path / "a.tif"), "--model", labels(tmp_path / "l.tif"), "--local"]
-    assert panoptile("segment", *arguments, "-o", "/proc/panoptile-out") == 2
+    assert panoptile(command, *arguments, "-o", "/proc/panoptile-out") == 2
     assert "-o" in capsys.readouterr().err
 
 
