@@ -20,6 +20,7 @@ from panoptile.jobs.exits import invalid
 from panoptile.jobs.option_names import not_an_option
 from panoptile.jobs.option_values import DURATIONS, seconds
 from panoptile.jobs.spec import JobSpec
+from panoptile.pipeline.yaml_error import one_line
 
 MAX_BYTES = 4 << 20
 _PATHS = ("out", "labels", "aoi")
@@ -125,7 +126,7 @@ def _load(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as e:
         raise invalid(f"{path} is not a text file in UTF-8: write the job file as YAML.") from e
     except (yaml.YAMLError, TypeError, RecursionError) as e:
-        raise invalid(f"{path} cannot be read as a job file: {_one_line(e)}.") from e
+        raise invalid(f"{path} cannot be read as a job file: {one_line(e)}.") from e
     if not isinstance(data, dict):
         raise invalid(f"{path} must hold 'option: value' lines, such as 'tile: 1024'.")
     return data
@@ -151,10 +152,6 @@ def _sentence(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return not_an_option(key)
     return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _beside(folder: Path, path: str) -> str:

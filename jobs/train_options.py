@@ -11,6 +11,7 @@ import pydantic
 import yaml
 
 from panoptile.jobs.exits import invalid
+from panoptile.pipeline.yaml_error import one_line
 
 Freeze = Literal["none", "early", "backbone"]
 
@@ -87,7 +88,7 @@ def _read_recipe(path: str) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         json.dumps(values)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as e:
-        raise invalid(f"Cannot read the recipe {path}: {' '.join(str(e).split())}.") from e
+        raise invalid(f"Cannot read the recipe {path}: {one_line(e)}.") from e
     if not isinstance(values, dict):
         raise invalid(f"The recipe {path} must hold 'option: value' lines, such as 'steps: 2000'.")
     return values

@@ -25,6 +25,7 @@ import pydantic
 import yaml
 
 from panoptile.pipeline.inputs import InputError, shown
+from panoptile.pipeline.yaml_error import one_line
 
 
 class _Strict(pydantic.BaseModel):
@@ -118,7 +119,7 @@ def read_data_file(path: str) -> DataSpec:
     except pydantic.ValidationError as e:
         raise InputError(f"{shown(path)}: {validation_sentence(e)}.") from e
     except (yaml.YAMLError, TypeError, UnicodeDecodeError) as e:
-        raise InputError(f"{shown(path)} is no YAML data file: {' '.join(str(e).split())}.") from e
+        raise InputError(f"{shown(path)} is no YAML data file: {one_line(e)}.") from e
     folder = Path(path).absolute().parent
     return spec.model_copy(
         update={

@@ -94,8 +94,8 @@ def test_a_flag_goes_over_a_switch_in_file_and_environment(tmp_path: Path, name:
         ("[1, 2]", ["option: value"]),
         ("tile: 2026-11-23", ["cannot be read"]),
         ("1: 2", ["1 is no option"]),
-        ("{", ["cannot be read"]),
-        ("tile: 512\nx: \x00", ["cannot be read"]),
+        ("{", ["cannot be read", "in line 1, column 2"]),
+        ("tile: 512\nx: \x00", ["cannot be read", "in position 13"]),
     ],
 )
 def test_a_wrong_job_file_is_one_sentence(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -107,6 +107,7 @@ def test_a_wrong_job_file_is_one_sentence(tmp_path: Path, text: str, words: list
     assert int(e.value.code) == 2
     assert all(word in str(e.value) for word in [str(job), *words]), str(e.value)
     assert "\n" not in str(e.value)
+    assert "unicode string" not in str(e.value)
 
 
 def test_nothing_in_a_job_file_is_executed(tmp_path: Path) -> None:
