@@ -6,7 +6,7 @@ Nothing here writes: a job that fails leaves nothing behind.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -188,7 +188,7 @@ def _kept(out: str, job: str, plans: Sequence[AnyPlan]) -> tuple[list[AnyPlan], 
 
 def _notes(spec: JobSpec, plans: Sequence[AnyPlan], skipped: Sequence[SkippedInput]) -> list[str]:
     notes = [f"skipped: {s.message}" for s in skipped]
-    notes += [f"{shown(plan.uri)}: {note}" for plan in plans for note in plan.info.notes]
+    notes += _grouped((plan, note) for plan in plans for note in plan.info.notes)
     rasters = [plan for plan in plans if isinstance(plan, RasterPlan)]
     if spec.overlap < 16 and rasters:
         notes.append(
@@ -199,12 +199,20 @@ def _notes(spec: JobSpec, plans: Sequence[AnyPlan], skipped: Sequence[SkippedInp
             "--regions parts the stuff of the rasters alone: in a video stuff is one track per class."
         )
     if spec.min_area > 0:
-        notes += [
-            f"{shown(plan.uri)}: --min-area counts pixels here, because the raster has no CRS."
-            for plan in rasters
-            if pixel_area_m2(plan.info) is None
-        ]
+        sentence = "--min-area counts pixels here, because the raster has no CRS."
+        notes += _grouped((plan, sentence) for plan in rasters if pixel_area_m2(plan.info) is None)
     return notes
+
+
+def _grouped(notes: Iterable[tuple[AnyPlan, str]]) -> list[str]:
+    """Each note once, with the input that it is about, or how many they are and the first."""
+    about: dict[tuple[str, str], list[str]] = {}
+    for plan, note in notes:
+        about.setdefault((plan.kind, note), []).append(shown(plan.uri))
+    return [
+        f"{uris[0]}: {note}" if len(uris) == 1 else f"{len(uris):,} {kind}s, the first {uris[0]}: {note}"
+        for (kind, note), uris in about.items()
+    ]
 
 
 def _plan_all(

@@ -77,6 +77,7 @@ def _raster_fields(p: RasterPlan) -> dict[str, Any]:
         "tiles": len(p.grid),
         "units": p.unit_count,
         "bytes": p.info.size_bytes,
+        "notes": list(p.info.notes),
     }
 
 
@@ -100,6 +101,7 @@ def _video_fields(p: VideoPlan) -> dict[str, Any]:
         "backend": p.info.choice.backend,
         "backend_reason": p.info.choice.reason,
         "bytes": p.info.size_bytes,
+        "notes": list(p.info.notes),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -194,3 +195,32 @@ def test_another_job_in_the_folder_ends_with_exit_5(
     message = capsys.readouterr().err
     assert "tile" in message
     assert "overlap" not in message
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_equal_notes_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sixteen sheets without georeference are one line each, with their number and the first; JSON has each one's."""
+    folder = tmp_path / "sheets"
+    folder.mkdir()
+    for number in range(16):
+        with rasterio.open(
+            folder / f"{number:02d}.tif", "w", driver="GTiff", height=96, width=96, count=3, dtype="uint8"
+        ) as dst:
+            dst.write(np.full((3, 96, 96), 9, np.uint8))
+    arguments = [
+        folder,
+        "--model",
+        labels(tmp_path / "l.tif"),
+        "--local",
+        "-o",
+        tmp_path / "out",
+        "--min-area",
+        9,
+    ]
+    assert panoptile("plan", *arguments, "--json") == 0
+    told = capsys.readouterr()
+    notes = " ".join(told.err.split()).split("note ")[1:]
+    assert len(notes) == 3
+    assert all(note.startswith(f"16 rasters, the first {folder / '00.tif'}: ") for note in notes)
+    plan = json.loads(told.out)
+    assert [len(one["notes"]) for one in plan["inputs"]] == [2] * 16
