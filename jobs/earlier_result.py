@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from panoptile.jobs.exits import Exit
+from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.prepare import Prepared
 from panoptile.jobs.results import PUBLISHED_FOLDERS, commits_of, load_result, result_key
-from panoptile.jobs.state import Finished, finished_before
+from panoptile.jobs.state import Finished, finished_before, read_json
 from panoptile.jobs.survey import Survey, survey, to_run
+from panoptile.pipeline import layout
 from panoptile.pipeline.commit import Commit
 from panoptile.pipeline.finish import FinishedInput
 from panoptile.pipeline.store import Store
@@ -22,6 +23,8 @@ class Summary:
 
     exit: Exit
     out: str
+    prepared: Prepared
+    """What was planned in the end: another run may have changed what there was to do."""
     inputs: tuple[FinishedInput, ...]
     metrics: dict[str, Any]
     already_done: bool = False
@@ -57,7 +60,7 @@ def summary_of(store: Store, prepared: Prepared, found: Survey, done: Finished) 
     inputs = known_results(store, prepared, found.commits)
     if len(inputs) < len(prepared.plans):
         return None
-    return Summary(done.exit, store.root, tuple(inputs.values()), done.metrics, already_done=True)
+    return Summary(done.exit, store.root, prepared, tuple(inputs.values()), done.metrics, already_done=True)
 
 
 def known_results(
@@ -75,3 +78,16 @@ def known_results(
         if result is not None:
             known[plan.key] = result
     return known
+
+
+def refuse_other_links(store: Store, prepared: Prepared) -> None:
+    """A finished result is not replaced because other linking options were given in passing: exit 5."""
+    success = read_json(store, layout.SUCCESS) or {}
+    wanted, there = prepared.link_fields, success.get("link", {})
+    differing = [name for name in wanted if name in there and wanted[name] != there[name]]
+    if differing and success.get("fingerprint") == prepared.fingerprint:
+        was = ", ".join(f"--{name.replace('_', '-')} {there[name]}" for name in differing)
+        raise JobError(
+            Exit.OTHER_JOB,
+            f"{store.root} holds this job linked with {was}. Use the same options, or `panoptile relink` to link it anew.",
+        )

@@ -70,7 +70,10 @@ class _Waiting:
 
     def _end_of(self, sight: Sight) -> Followed | None:
         """How the run that was followed ended; None where there is something left to do for us."""
-        if self._followed != sight.epoch or self._followed == 0:
+        is_its_own = sight.epoch == self._followed
+        # whoever tidied the folder after it has left it the ending that it found
+        is_passed_on = sight.purpose == "upkeep" and sight.epoch == self._followed + 1
+        if self._followed == 0 or not (is_its_own or is_passed_on):
             return None
         if sight.ending is None:
             self._console.say(f"The run of {sight.holder} has not been heard of for long: taking over.")
@@ -78,7 +81,7 @@ class _Waiting:
         code = sight.ending.exit
         if code in (Exit.DONE, Exit.QUARANTINED):
             return Followed(Exit(code), skipped=False)
-        if code in INTERRUPTED and is_cancelled(self._store, sight.epoch):
+        if code in INTERRUPTED and is_cancelled(self._store, self._followed):
             self._console.say(f"The run of {sight.holder} was cancelled.")
             raise Terminated
         if code in INTERRUPTED:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import typer
@@ -24,6 +25,7 @@ from panoptile.jobs.exits import invalid
 from panoptile.jobs.option_names import unknown_variables, variables
 from panoptile.jobs.option_values import DURATIONS, NAME_LISTS, band_numbers, names, seconds
 from panoptile.jobs.spec import JobSpec
+from panoptile.pipeline.remote_uri import scheme_of
 
 Origin = Literal["flag", "environment", "job file", "default"]
 JOB_FILE_SUFFIXES = (".yaml", ".yml")
@@ -62,6 +64,7 @@ def with_job_options(run: Callable[..., None]) -> Callable[..., None]:
         extra = {p.name: given.pop(p.name) for p in own}
         save = given.pop("save")
         job = dataclasses.replace(resolve(given, ctx.get_parameter_source), save=save)
+        _check_save(save, job.spec.out)
         _tell_unknown_variables(console)
         run(job, console, **extra)
 
@@ -117,6 +120,17 @@ def with_recorded_job(
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = run.__doc__
     return command
+
+
+def _check_save(save: str | None, out: str) -> None:
+    """Refuse a job file in OUT: the folder would be taken for a foreign one from then on."""
+    if save is None or scheme_of(out) is not None:
+        return
+    file, folder = (Path(path).expanduser().resolve() for path in (save, out))
+    if file == folder or folder in file.parents:
+        raise invalid(
+            f"--save {save} lies in the output folder {out}: choose another place for the job file."
+        )
 
 
 def _tell_unknown_variables(console: Console) -> None:

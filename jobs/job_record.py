@@ -114,6 +114,15 @@ def write_job(
     return repair_job(store)
 
 
+def record_links(store: Store, spec: JobSpec) -> None:
+    """Have the job name other linking options. Only the holder of the lease may call it. Raises ``OSError`` of the store."""
+    job = job_of(store)
+    fields = {**job["spec"], **absolute_paths(spec).link_fields(), "all_queries": spec.keeps_all_queries}
+    changed = redacted_json({**job, "spec": fields})
+    if changed != job:
+        replace_job(store, changed)
+
+
 def replace_job(store: Store, job: dict[str, Any]) -> None:
     """Change the record of the job. Only the holder of the lease may call it. Raises ``OSError`` of the store."""
     _put_copy(store, job)

@@ -16,13 +16,14 @@ from panoptile.jobs import interrupt
 from panoptile.jobs.cancellation import is_cancelled
 from panoptile.jobs.console import Console
 from panoptile.jobs.deadletter import dead_letter, rows_of_run
-from panoptile.jobs.earlier_result import Summary, earlier_result, known_results
+from panoptile.jobs.earlier_result import Summary, earlier_result, known_results, refuse_other_links
 from panoptile.jobs.event_log import EventLog
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.follow import LeaseLost
 from panoptile.jobs.incremental import grow_job
 from panoptile.jobs.input_content import ContentHashes
 from panoptile.jobs.interrupt import TERMINATED_EXIT, Terminated
+from panoptile.jobs.job_record import record_links
 from panoptile.jobs.job_status import write_totals
 from panoptile.jobs.lease import Lease
 from panoptile.jobs.left_out import log_given_up, log_skipped
@@ -62,9 +63,10 @@ class LeasedRun:
         console: Console,
         lease: Lease,
         retry_quarantined: bool,
+        relink: bool = False,
     ) -> None:
         self._store, self._prepared, self._console = store, prepared, console
-        self._lease, self._retry = lease, retry_quarantined
+        self._lease, self._retry, self._relink = lease, retry_quarantined, relink
         self._log = RunLog(store, f"{lease.epoch:08d}-{lease.token[:8]}")
         self._events = EventLog(store, self._log.run)
         for call in (self._log.save, self._events.flush_now_and_then, self._heed_cancel):
@@ -113,8 +115,16 @@ class LeasedRun:
         What that run finished, and what has come since, would be unknown here, and so withdrawn or left out.
         """
         rested_at = self._prepared.rested_at
-        if rested_at is None or self._lease.epoch != rested_at + 1:
-            self._prepared = prepare(self._prepared.spec)
+        if rested_at is not None and self._lease.epoch == rested_at + 1:
+            return
+        known = set(self._prepared.notes)
+        self._prepared = prepare(self._prepared.spec)
+        for note in self._prepared.notes:
+            if note not in known:
+                self._console.say(f"note    {note}")
+        self._prepared.allowed_failures()  # too many skipped inputs end the run before it withdraws anything
+        if not self._relink:
+            refuse_other_links(self._store, self._prepared)
 
     def _work(self) -> Summary:
         self._look_again()
@@ -250,9 +260,11 @@ class LeasedRun:
         }
         reach("generation.before")
         self._check_held()
+        if self._relink:
+            record_links(store, prepared.spec)
         succeed(store, code, success)
         self._check_held()  # a run that has taken over may have listed more: what it left is looked at again
-        return Summary(code, store.root, tuple(inputs), metrics)
+        return Summary(code, store.root, prepared, tuple(inputs), metrics)
 
 
 def _finish(store: Store, prepared: Prepared, plan: AnyPlan) -> FinishedInput:

@@ -21,6 +21,13 @@ OTHER_VARIABLES = frozenset(
         "PANOPTILE_LEASE_SECONDS",
         "PANOPTILE_PUBLISH_SECONDS",
         "PANOPTILE_TRAIN_LAUNCHED",
+        # of the tests, besides PANOPTILE_TEST_…
+        "PANOPTILE_AIRFLOW_PYTHON",
+        "PANOPTILE_DATUMARO_PYTHON",
+        "PANOPTILE_FIFTYONE_PYTHON",
+        "PANOPTILE_KUBERAY_CRD",
+        "PANOPTILE_LABELSTUDIO_PYTHON",
+        "PANOPTILE_TRANSCRIPT",
     }
 )
 """Variables of ours that no option of a job stands for."""
@@ -94,6 +101,8 @@ def _ignored(name: str) -> str:
     if plain in FLAGS_OF_COMMANDS:
         flag = f"--{plain.replace('_', '-')}"
         return f"{name} is ignored: {flag} is a flag of {FLAGS_OF_COMMANDS[plain]}, not an option of the job."
+    if plain == "sources":
+        return f"{name} is ignored: sources stand on the command line or in a job file."
     meant = _meant(plain)
     return f"{name} is no option and is ignored" + (f": did you mean {variable(meant)}?" if meant else ".")
 

@@ -7,24 +7,17 @@ point to the new result last. Rasters of the job stay as they are.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from panoptile.jobs.console import Console
 from panoptile.jobs.earlier_result import Summary
-from panoptile.jobs.exits import Exit, JobError, invalid
-from panoptile.jobs.follow import LOOK_SECONDS
-from panoptile.jobs.job_record import absolute_paths, read_job, replace_job
-from panoptile.jobs.lease import Ending, Lease, Observer, claim, patience
+from panoptile.jobs.exits import invalid
 from panoptile.jobs.prepare import Prepared, prepare
 from panoptile.jobs.resume import recorded_spec
 from panoptile.jobs.segment import run_job
 from panoptile.jobs.spec import MINVIS_IGNORES, JobSpec
-from panoptile.jobs.state import store_errors
 from panoptile.jobs.survey import survey, to_run
-from panoptile.pipeline import layout
-from panoptile.pipeline.redaction import redacted_json
 from panoptile.pipeline.store import Store
 
 
@@ -62,44 +55,6 @@ def _changed(recorded: JobSpec, changes: Mapping[str, Any]) -> JobSpec:
         raise invalid(str(e)) from e
 
 
-def relink(store: Store, prepared: Prepared, console: Console) -> Summary:
-    """Link and publish; afterwards the folder's job names the new options, so that ``resume`` finds them."""
-    summary = run_job(prepared, console, retry_quarantined=False, relink=True)
-    with store_errors(store.root, started=True):
-        if _relinked(store, prepared) is not None:
-            _record(store, prepared, Ending(int(summary.exit), ""))
-    return summary
-
-
-def _relinked(store: Store, prepared: Prepared) -> dict[str, Any] | None:
-    """The recorded job with the new options; None where it names them already. Raises :class:`JobError` (exit 4)."""
-    job = read_job(store)
-    if job is None:
-        raise JobError(Exit.FAILED, f"{store.uri(layout.JOB)} has gone while the job was linked anew.")
-    spec = {**job["spec"], **absolute_paths(prepared.spec).link_fields()}
-    spec["all_queries"] = prepared.spec.keeps_all_queries
-    changed: dict[str, Any] = redacted_json({**job, "spec": spec})
-    return None if changed == job else changed
-
-
-def _record(store: Store, prepared: Prepared, ending: Ending) -> None:
-    """Change the job while we hold the lease: the next run may be letting it grow already."""
-    lease = _next_lease(store)
-    try:
-        job = _relinked(store, prepared)
-        if job is not None:
-            replace_job(store, job)
-    finally:
-        lease.release(ending.exit, ending.message)  # to who looks, the job stands as the run left it
-
-
-def _next_lease(store: Store) -> Lease:
-    """The lease, once nobody works on the folder."""
-    observer = Observer(store)
-    while True:
-        sight = observer.look()
-        if sight.is_at_rest:
-            lease = claim(store, sight.epoch, "upkeep")
-            if lease is not None:
-                return lease
-        time.sleep(min(LOOK_SECONDS, patience() / 10))
+def relink(prepared: Prepared, console: Console) -> Summary:
+    """Link and publish; the folder's job names the new options then, so that ``resume`` finds them."""
+    return run_job(prepared, console, retry_quarantined=False, relink=True)

@@ -162,8 +162,9 @@ def _and_more(n: int) -> list[str]:
     return [f"… and {n - _SHOWN:,} more"] if n > _SHOWN else []
 
 
-def summary_fields(prepared: Prepared, summary: Summary) -> dict[str, Any]:
+def summary_fields(summary: Summary) -> dict[str, Any]:
     """What ``segment --json`` prints."""
+    prepared = summary.prepared
     classes = prepared.model.classes
     return {
         "exit": int(summary.exit),
@@ -176,8 +177,9 @@ def summary_fields(prepared: Prepared, summary: Summary) -> dict[str, Any]:
     }
 
 
-def summary_text(prepared: Prepared, summary: Summary) -> str:
+def summary_text(summary: Summary) -> str:
     """The table that ``segment`` ends with."""
+    prepared = summary.prepared
     if summary.skipped:
         return f"skipped {summary.out}: another run of this job is at work on it"
     if summary.already_done:

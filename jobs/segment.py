@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from panoptile.jobs import interrupt
 from panoptile.jobs.console import Console
-from panoptile.jobs.earlier_result import Summary, earlier_result, finished_as, summary_of
-from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.earlier_result import (
+    Summary,
+    earlier_result,
+    finished_as,
+    refuse_other_links,
+    summary_of,
+)
 from panoptile.jobs.follow import Followed, LeaseLost, take_lease
 from panoptile.jobs.job_record import write_job
 from panoptile.jobs.lease import patience
 from panoptile.jobs.leased_run import LeasedRun
 from panoptile.jobs.prepare import Prepared
 from panoptile.jobs.publishing import publish_seconds
-from panoptile.jobs.state import read_json, store_errors
+from panoptile.jobs.state import store_errors
 from panoptile.jobs.survey import survey
 from panoptile.pipeline import layout
 from panoptile.pipeline.memory import allocate_frugally
@@ -44,7 +49,7 @@ def run_job(
         if write_job(store, spec, prepared.fingerprint, model, prepared.uris):
             console.say(f"note    {layout.JOB} was damaged or gone: written anew from its copy")
         if not relink:
-            _refuse_other_links(store, prepared)
+            refuse_other_links(store, prepared)
         done = earlier_result(store, prepared, retry_quarantined)
     while done is None:
         with store_errors(spec.out, started=True):
@@ -57,10 +62,10 @@ def run_job(
                 )
             if done is None and not relink:
                 with store_errors(spec.out, started=True):
-                    _refuse_other_links(store, prepared)
+                    refuse_other_links(store, prepared)
             continue
         try:
-            return LeasedRun(store, prepared, console, held, retry_quarantined).to_its_end()
+            return LeasedRun(store, prepared, console, held, retry_quarantined, relink).to_its_end()
         except LeaseLost:
             console.say("Another run has taken this one for dead and works on: following it.")
     return done
@@ -73,23 +78,10 @@ def _check_environment(prepared: Prepared) -> None:
         publish_seconds(plan)
 
 
-def _refuse_other_links(store: Store, prepared: Prepared) -> None:
-    """A finished result is not replaced because other linking options were given in passing: exit 5."""
-    success = read_json(store, layout.SUCCESS) or {}
-    wanted, there = prepared.link_fields, success.get("link", {})
-    differing = [name for name in wanted if name in there and wanted[name] != there[name]]
-    if differing and success.get("fingerprint") == prepared.fingerprint:
-        was = ", ".join(f"--{name.replace('_', '-')} {there[name]}" for name in differing)
-        raise JobError(
-            Exit.OTHER_JOB,
-            f"{store.root} holds this job linked with {was}. Use the same options, or `panoptile relink` to link it anew.",
-        )
-
-
 def _followed(store: Store, prepared: Prepared, held: Followed) -> Summary | None:
     """What the run that was followed made; None where that is not what this command wants, so it has work to do."""
     if held.skipped:
-        return Summary(held.exit, store.root, (), {}, already_done=True, skipped=True)
+        return Summary(held.exit, store.root, prepared, (), {}, already_done=True, skipped=True)
     with store_errors(prepared.spec.out, started=True):
         found = survey(store, prepared.plans)
         done = finished_as(store, prepared, found)

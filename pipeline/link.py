@@ -22,6 +22,7 @@ from panoptile.pipeline.link_cost import (
     overlap_iou,
     pair_costs,
     unit_rows,
+    with_camera,
 )
 from panoptile.pipeline.link_options import LinkOptions
 
@@ -108,11 +109,10 @@ class TrackLinker:
         if frame.overlap is not None and not self._is_cut(frame):
             seen = self._segments >= 0
             rows = self._segments[seen]
+            common = frame.overlap[rows][:, things]
+            iou[seen] = overlap_iou(common, self._areas[seen], frame.areas[things])
             if self._options.camera_motion and frame.moved_iou is not None:
-                iou[seen] = frame.moved_iou[rows][:, things]
-            else:
-                common = frame.overlap[rows][:, things]
-                iou[seen] = overlap_iou(common, self._areas[seen], frame.areas[things])
+                iou[seen] = with_camera(frame.moved_iou[rows][:, things], iou[seen], self._options.min_iou)
         same_class = self._class_ids[:, None] == frame.class_ids[things][None]
         return Candidates(cosine, iou, same_class)
 

@@ -13,6 +13,8 @@ from scipy.optimize import linear_sum_assignment
 
 from panoptile.pipeline.link_options import LinkOptions
 
+FOLLOWED_IOU = 0.5
+"""IoU from which two segments in one place of successive pictures are one thing that the camera follows."""
 _DECIMALS = 6
 """Costs are rounded, so that the last bits of a matrix product cannot decide an assignment."""
 
@@ -44,6 +46,22 @@ def overlap_iou(
     union = areas_T[:, None] + areas_N[None] - overlap_TN
     iou: NDArray[np.float64] = overlap_TN / np.maximum(union, 1)
     return iou
+
+
+def with_camera(
+    moved_TN: NDArray[np.floating], still_TN: NDArray[np.float64], min_iou: float
+) -> NDArray[np.float64]:
+    """(T, N) intersection over union under a camera that moves.
+
+    What stands on the ground moves with the picture: ``moved_TN``. What the camera follows keeps its place: where neither
+    track nor segment has anything to go with in the picture that moved, and the two overlap by half (:data:`FOLLOWED_IOU`)
+    in the one that did not, ``still_TN`` holds.
+    """
+    moved = np.asarray(moved_TN, np.float64)
+    alone_T = moved.max(axis=1, initial=0.0) < min_iou
+    alone_N = moved.max(axis=0, initial=0.0) < min_iou
+    followed = alone_T[:, None] & alone_N[None] & (still_TN >= FOLLOWED_IOU)
+    return np.where(followed, still_TN, moved)
 
 
 def pair_costs(pairs: Candidates, options: LinkOptions) -> NDArray[np.float64]:

@@ -35,6 +35,6 @@ def relink(out: str, changes: dict[str, Any], console: Console) -> None:
         raise invalid(str(e)) from e
     with store_errors(out):
         prepared = prepare_relink(store, changes)
-    summary = run(store, prepared, console)
-    console.data(summary_text(prepared, summary), summary_fields(prepared, summary))
+    summary = run(prepared, console)
+    console.data(summary_text(summary), summary_fields(summary))
     raise typer.Exit(int(summary.exit))

@@ -102,6 +102,10 @@ def render(
             f"--if-running {job.spec.if_running} cannot be scheduled: a run that finds another at work always leaves it "
             "alone. Leave it out, or give --if-running skip."
         )
+    if job.origins["incremental"] != "default" and not job.spec.incremental:
+        raise invalid(
+            "--no-incremental cannot be scheduled: every scheduled run is incremental. Leave it out."
+        )
     spec = _from_anywhere(job.spec)
     schedule = Schedule(spec, cron, name, timezone, job_file=_whole_job_file(job, spec), **given)
     text = rendered(schedule, as_)

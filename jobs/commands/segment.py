@@ -35,7 +35,7 @@ def segment(job: ResolvedJob, console: Console) -> None:
     prepared = _prepared(job, console)
     console.say(plan_line(prepared))
     summary = run_job(prepared, console)
-    console.data(summary_text(prepared, summary), summary_fields(prepared, summary))
+    console.data(summary_text(summary), summary_fields(summary))
     raise typer.Exit(int(summary.exit))
 
 

@@ -69,7 +69,7 @@ def resume(
         console.say(f"note    {note}")
     console.say(plan_line(prepared))
     summary = run_job(prepared, console, retry_quarantined=retry_quarantined)
-    console.data(summary_text(prepared, summary), summary_fields(prepared, summary))
+    console.data(summary_text(summary), summary_fields(summary))
     raise typer.Exit(int(summary.exit))
 
 

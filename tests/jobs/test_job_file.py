@@ -203,6 +203,18 @@ def test_a_refused_job_is_not_saved(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("save", ["o/job.yaml", "o", "o/../o/deep/job.yaml"])
+def test_a_job_is_not_saved_into_its_output_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: str
+) -> None:
+    """The folder would be refused as a foreign one from then on: exit 2, nothing written."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["config", "show", "a.tif", "-o", "o", "--save", save])
+    assert isinstance(result.exception, JobError)
+    assert "lies in the output folder" in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_command_that_takes_a_job_saves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once, before anything runs; config show is tested above."""
     monkeypatch.chdir(tmp_path)
@@ -248,6 +260,7 @@ def test_a_job_file_stands_alone(tmp_path: Path, order: tuple[int, int]) -> None
         ("PANOPTILE_PRICE", "ignored: --price is a flag of plan, not an option of the job."),
         ("PANOPTILE_AUTH_TOKEN_FILE", "--auth-token-file is a flag of submit"),
         ("PANOPTILE_FOO", "no option and is ignored."),
+        ("PANOPTILE_SOURCES", "sources stand on the command line or in a job file"),
     ],
 )
 def test_a_variable_without_effect_is_told(name: str, note: str) -> None:
@@ -267,12 +280,16 @@ def test_a_variable_without_effect_is_told(name: str, note: str) -> None:
 
 
 def test_every_variable_that_the_code_names_is_known() -> None:
-    """What panoptile itself reads is never called unknown."""
+    """What panoptile itself and its tests read is never called unknown."""
     tags = {"PANOPTILE_LAYOUT"}  # of the published TIFFs
     folder = Path(opt.__file__).parent
     sources = [p for part in ("jobs", "pipeline", "model") for p in (folder.parent / part).rglob("*.py")]
     named = {v for p in sources for v in re.findall(r'"(PANOPTILE_[A-Z_]*[A-Z])"', p.read_text())}
     assert len(named) > 5
+    tests = Path(__file__).parent.parent
+    texts = [p.read_text() for p in tests.rglob("*.py")] + [(tests.parent / "README.md").read_text()]
+    named |= {v for text in texts for v in re.findall(r"PANOPTILE_[A-Z]+_(?:PYTHON|CRD)\b", text)}
+    named |= {v for text in texts for v in re.findall(r"environ\W+(PANOPTILE_[A-Z_]*[A-Z])", text)}
     assert unknown_variables(named - tags) == []
 
 

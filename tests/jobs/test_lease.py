@@ -19,7 +19,7 @@ from panoptile.jobs import lease, segment
 from panoptile.jobs.cancellation import CANCEL
 from panoptile.jobs.console import Console
 from panoptile.jobs.exits import Exit, JobError
-from panoptile.jobs.follow import Followed, take_lease
+from panoptile.jobs.follow import Followed, _Waiting, take_lease
 from panoptile.jobs.interrupt import Terminated
 from panoptile.jobs.lease import Lease, Observer, beat_key, claim, highest_epoch, lease_key
 from panoptile.jobs.open_units_run import OpenUnitsRun
@@ -195,6 +195,20 @@ def test_whoever_tidies_the_folder_is_waited_for_and_never_followed(store: Store
         assert taken.epoch == held.epoch + 1
         taken.release(0)
         timer.join()
+
+
+def test_a_follower_learns_the_end_from_who_tidied_after_it(store: Store) -> None:
+    """gc slips in before the follower looks again: it has left the ending that it found."""
+    held = claim(store, 0)
+    assert held is not None
+    waiting = _Waiting(store, "attach", QUIET, 1)
+    waiting._followed = held.epoch
+    held.release(4, "no space left")
+    tidy = claim(store, held.epoch, "upkeep")
+    assert tidy is not None
+    tidy.release(4, "no space left")
+    with pytest.raises(JobError, match="no space left"):
+        waiting.until_ours("run")
 
 
 def test_who_follows_a_job_ends_with_it_when_it_is_cancelled(store: Store) -> None:

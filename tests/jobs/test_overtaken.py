@@ -16,11 +16,12 @@ from tests.pipeline.worlds import make_world
 
 from panoptile.jobs import leased_run, results, segment, survey
 from panoptile.jobs.console import Console
-from panoptile.jobs.exits import Exit
+from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.follow import Followed, LeaseLost, take_lease
 from panoptile.jobs.lease import claim, highest_epoch
 from panoptile.jobs.leased_run import LeasedRun
 from panoptile.jobs.prepare import Prepared, prepare
+from panoptile.jobs.report_text import summary_fields
 from panoptile.jobs.results import result_key
 from panoptile.jobs.segment import run_job
 from panoptile.jobs.survey import open_units
@@ -191,6 +192,36 @@ def test_who_followed_a_run_over_fewer_sheets_does_the_rest(nights: Nights) -> N
         assert nights.run().exit is Exit.DONE
     assert not followed
     assert is_whole(nights)
+
+
+def test_a_stale_plan_withdraws_nothing_where_too_much_is_broken_now(nights: Nights) -> None:
+    """Planned before another run and before a heap of broken files came: exit 4, and the finished result stays."""
+    nights.add("a.tif", "b.tif")
+    options = {"skip_invalid": True, "max_failures": "1"}
+    planned = prepare(nights.spec(**options))
+    with threads():
+        run_job(prepare(dataclasses.replace(planned.spec, sources=(str(nights.sheets / "a.tif"),))), QUIET)
+    for number in range(3):
+        (nights.sheets / f"broken-{number}.tif").write_bytes(b"no raster")
+    before = published(nights.out)
+    with threads(), pytest.raises(JobError, match="more than --max-failures") as e:
+        run_job(planned, QUIET)
+    assert e.value.code is Exit.FAILED
+    assert published(nights.out) == before
+    assert open_store(nights.out).exists(layout.SUCCESS)
+
+
+def test_what_is_said_at_the_end_is_what_was_done(nights: Nights) -> None:
+    """A plan that was made anew is told of: the inputs that are skipped by now stand in the JSON."""
+    nights.add("a.tif", "b.tif")
+    planned = prepare(nights.spec(skip_invalid=True, max_failures="90%"))
+    with threads():
+        run_job(prepare(dataclasses.replace(planned.spec, sources=(str(nights.sheets / "a.tif"),))), QUIET)
+    (nights.sheets / "broken.tif").write_bytes(b"no raster")
+    with threads():
+        summary = run_job(planned, QUIET)
+    assert summary.exit is Exit.QUARANTINED
+    assert [Path(s["uri"]).name for s in summary_fields(summary)["inputs_skipped"]] == ["broken.tif"]
 
 
 def _once_at(moment: str, action: Callable[[], Any], module: Any, monkeypatch: pytest.MonkeyPatch) -> None:

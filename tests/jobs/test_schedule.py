@@ -250,6 +250,7 @@ def test_airflow_reads_the_dag(tmp_path: Path) -> None:
     [
         (("--as", "systemd"), "--as is one of"),
         (("--as", "video"), "in a job file, as kind: video"),
+        (("--as", "crontab", "--no-incremental"), "every scheduled run is incremental"),
         (("--as", "k8s"), "needs --image"),
         (("--as", "k8s", "--image", "i"), "local path that a pod cannot see"),
         (("--as", "k8s", "--image", "i", "--volume-claim", "x"), "CLAIM:/path"),

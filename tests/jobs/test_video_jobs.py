@@ -22,14 +22,12 @@ from tests.pipeline.moving_worlds import TABLE, MovingWorld, expected_ids, make_
 from tests.pipeline.video_flow import video_of, write_truth
 from tests.pipeline.worlds import make_world as make_raster_world
 
-from panoptile.jobs import leased_run, open_units_run
-from panoptile.jobs import relink as relink_module
+from panoptile.jobs import job_record, leased_run, open_units_run, results
 from panoptile.jobs.console import Console
 from panoptile.jobs.earlier_result import Summary
 from panoptile.jobs.exits import Exit, JobError
-from panoptile.jobs.incremental import grow_job
-from panoptile.jobs.job_record import read_job, replace_job
-from panoptile.jobs.lease import Ending, Lease, Observer, claim, highest_epoch
+from panoptile.jobs.job_record import read_job
+from panoptile.jobs.lease import Observer
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.previews import redraw
 from panoptile.jobs.relink import prepare_relink, relink
@@ -114,7 +112,7 @@ def test_a_video_job_from_command_to_tracks(clip: Clip, tmp_path: Path) -> None:
     assert (fields["kind"], fields["frames"], fields["fps"]) == ("video", 40, pytest.approx(10))
     summary = run_job(prepared, QUIET)
     assert summary.exit is Exit.DONE
-    assert f"{len(tracks(open_store(out)))} tracks over 40 frames" in summary_text(prepared, summary)
+    assert f"{len(tracks(open_store(out)))} tracks over 40 frames" in summary_text(summary)
     found, numbers = maps(open_store(out), tmp_path)
     assert same_partition(expected_ids(clip.world, numbers, 1.0), found)[1] == []
     assert open_store(out).exists(f"previews/{prepared.plans[0].key}.png")
@@ -156,7 +154,7 @@ def test_relinking_changes_tracks_and_nothing_else(clip: Clip, monkeypatch: pyte
         raise AssertionError("relinking started a worker")
 
     monkeypatch.setattr(open_units_run, "make_pool", no_pool)
-    summary = relink(store, prepare_relink(store, {"max_age": 0.0}), QUIET)
+    summary = relink(prepare_relink(store, {"max_age": 0.0}), QUIET)
     assert not summary.already_done
     assert len(tracks(store)) > sum(np.unique(clip.world.labels) > 0)
     assert published(store) != first
@@ -166,48 +164,56 @@ def test_relinking_changes_tracks_and_nothing_else(clip: Clip, monkeypatch: pyte
     with pytest.raises(JobError, match=r"linked with --max-age 0\.0.*relink") as refused:
         run(clip, out)
     assert refused.value.code is Exit.OTHER_JOB
-    relink(store, prepare_relink(store, {"max_age": 1.0}), QUIET)
+    relink(prepare_relink(store, {"max_age": 1.0}), QUIET)
     assert published(store) == first
 
 
-def test_a_relink_records_its_options_while_it_holds_the_lease(
-    clip: Clip, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run that began in between lets the job grow first: what it added stays, and the job stands as done."""
+def test_a_relink_records_its_options_before_it_lets_go(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job names them while the lease is held and before the result is there: no run can come in between."""
     out = in_memory()
     run(clip, out)
-    store = open_store(out)
-    prepared = prepare_relink(store, {"max_age": 0.0})
-    others: list[tuple[Lease, threading.Thread]] = []
+    store, seen = open_store(out), []
+    real = job_record.record_links
 
-    def linked(*args: Any, **options: Any) -> Summary:
-        summary = run_job(*args, **options)
-        other = claim(store, highest_epoch(store))
-        assert other is not None
+    def recorded(*args: Any) -> None:
+        seen.append((Observer(store).look().state, store.exists(layout.SUCCESS)))
+        real(*args)
 
-        def grow() -> None:
-            time.sleep(0.3)
-            grow_job(store, ["/there/new.mp4"])
-            other.release(0)
+    monkeypatch.setattr(leased_run, "record_links", recorded)
+    relink(prepare_relink(store, {"max_age": 0.0}), QUIET)
+    assert seen == [("alive", False)]
+    assert (read_job(store) or {})["spec"]["max_age"] == 0.0
 
-        thread = threading.Thread(target=grow)
-        thread.start()
-        others.append((other, thread))
-        return summary
 
-    def held(*args: Any) -> None:
-        sight = Observer(store).look()
-        assert (sight.epoch, sight.state) == (others[0][0].epoch + 1, "alive")
-        replace_job(*args)
+def test_who_follows_a_relink_does_not_undo_it(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command with the old options that attaches to a relink ends with exit 5 when it is over."""
+    out = in_memory()
+    run(clip, out)
+    store, ends = open_store(out), []
+    real, began = results.withdraw_unlisted, threading.Event()
 
-    monkeypatch.setattr(relink_module, "run_job", linked)
-    monkeypatch.setattr(relink_module, "replace_job", held)
-    relink(store, prepared, QUIET)
-    others[0][1].join()
-    job = read_job(store) or {}
-    assert "/there/new.mp4" in job["inputs"]
-    assert job["spec"]["max_age"] == 0.0
-    assert Observer(store).look().ending == Ending(0, "")
+    def follow() -> None:
+        with pytest.raises(JobError, match=r"max-age 0\.0") as e:
+            run_job(prepare(job(clip, out)), QUIET)
+        ends.append(e.value.code)
+
+    follower = threading.Thread(target=follow)
+
+    def withdrawn(*args: Any) -> None:
+        if not began.is_set():
+            began.set()
+            follower.start()
+            time.sleep(2.5)  # it looks at the lease about once a second
+        real(*args)
+
+    monkeypatch.setattr(leased_run, "withdraw_unlisted", withdrawn)
+    relink(prepare_relink(store, {"max_age": 0.0}), QUIET)
+    follower.join(timeout=60)
+    assert ends == [Exit.OTHER_JOB]
+    success = json.loads(store.read_bytes(layout.SUCCESS))
+    assert success["link"]["max_age"] == 0.0
+    assert (read_job(store) or {})["spec"]["max_age"] == 0.0
+    assert run_job(prepare(recorded_spec(store, {})), QUIET).already_done
 
 
 def test_an_interrupted_relink_is_finished_by_the_next(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,9 +224,9 @@ def test_an_interrupted_relink_is_finished_by_the_next(clip: Clip, monkeypatch: 
     with monkeypatch.context() as m:
         m.setattr(leased_run, "manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
-            relink(store, prepare_relink(store, {"max_age": 0.0}), QUIET)
+            relink(prepare_relink(store, {"max_age": 0.0}), QUIET)
     assert not store.exists(layout.SUCCESS)
-    relink(store, prepare_relink(store, {"max_age": 0.0}), QUIET)
+    relink(prepare_relink(store, {"max_age": 0.0}), QUIET)
     calm = in_memory()
     run(clip, calm, max_age=0.0)
     assert published(store) == published(open_store(calm))
@@ -298,7 +304,7 @@ def test_a_video_in_an_object_store_is_the_same_video_again(clip: Clip) -> None:
     assert run_job(prepare(spec), QUIET).exit is Exit.DONE
     assert run_job(prepare(spec), QUIET).already_done
     store = open_store(spec.out)
-    assert relink(store, prepare_relink(store, {"max_age": 0.0}), QUIET).exit is Exit.DONE
+    assert relink(prepare_relink(store, {"max_age": 0.0}), QUIET).exit is Exit.DONE
     fs.pipe_file(uri.removeprefix("memory:/"), clip.path.read_bytes()[:-1] + b"x")
     prepared = prepare(recorded_spec(store, {}))
     stored = store.read_bytes(layout.plan_key(prepared.plans[0].key))
@@ -367,7 +373,7 @@ def test_a_video_is_not_told_to_use_smaller_tiles(clip: Clip) -> None:
     prepared = prepare(job(clip, in_memory()))
     summary = run_job(prepared, QUIET)
     summary.metrics["queries"] = {"max": 100, "used_max": 99}
-    text = summary_text(prepared, summary)
+    text = summary_text(summary)
     assert "a frame used 99 of the network's 100 queries" in text
     assert "--tile" not in text
 

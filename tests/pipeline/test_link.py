@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,26 @@ def test_overlap_decides_between_twins() -> None:
     """Objects whose embeddings are the same are told apart by where they were."""
     frames = [frame(0.0, [AXES[0]] * 2), frame(0.1, [AXES[0]] * 2, overlap=[[0, 60], [60, 0]])]
     assert linked(TrackLinker(THINGS), *frames) == [[1, 2], [2, 1]]
+
+
+def test_under_a_moving_camera_the_moved_overlap_counts() -> None:
+    """Each thing has left its place for that of the other: the picture has moved, and they are told apart."""
+    first = frame(0.0, [AXES[0]] * 2)
+    second = frame(0.1, [AXES[0]] * 2, overlap=[[0, 60], [60, 0]])
+    moved = replace(second, moved_iou=np.array([[0.9, 0.0], [0.0, 0.9]], np.float32))
+    assert linked(TrackLinker(THINGS), first, moved) == [[1, 2], [1, 2]]
+    still = TrackLinker(THINGS, LinkOptions(camera_motion=False))
+    assert linked(still, first, moved) == [[1, 2], [2, 1]]
+
+
+def test_what_the_camera_follows_keeps_its_track() -> None:
+    """One thing moves with the ground, one keeps its place in the picture; a third comes where another left."""
+    blind = [np.zeros(8)] * 3
+    first = frame(0.0, blind)
+    second = frame(0.1, blind, overlap=[[0, 100, 0], [0, 0, 90], [30, 0, 0]])
+    moved = np.zeros((3, 3), np.float32)
+    moved[0, 0] = 0.8
+    assert linked(TrackLinker(THINGS), first, replace(second, moved_iou=moved)) == [[1, 2, 3], [1, 4, 2]]
 
 
 def test_births_deaths_and_no_second_use_of_an_id() -> None:
