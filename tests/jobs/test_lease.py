@@ -242,9 +242,12 @@ def calm(world: WorldFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def test_two_runs_at_once_run_every_unit_once(
-    world: WorldFiles, calm: dict[str, str], tmp_path: Path
+    world: WorldFiles, calm: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two runs of one job start together: one works, the other returns its exit code; no unit is run twice."""
+    monkeypatch.setenv(
+        lease.PATIENCE_VARIABLE, "30"
+    )  # a busy machine may keep a thread from beating for a second
     spec = JobSpec(
         (str(world.image),), str(tmp_path / "out"), model=world.model, labels=str(world.table), local=True,
         workers=1, **TILING,  # type: ignore[arg-type]
