@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.input_record import RecordedInputs, load_result
 from panoptile.jobs.prepare import Prepared
-from panoptile.jobs.results import PUBLISHED_FOLDERS, commits_of, load_result, result_key
+from panoptile.jobs.results import PUBLISHED_FOLDERS, commits_of, result_key
 from panoptile.jobs.state import Finished, finished_before, read_json
 from panoptile.jobs.survey import Survey, survey, to_run
 from panoptile.pipeline import layout
@@ -25,7 +26,7 @@ class Summary:
     out: str
     prepared: Prepared
     """What was planned in the end: another run may have changed what there was to do."""
-    inputs: tuple[FinishedInput, ...]
+    inputs: Sequence[FinishedInput]
     metrics: dict[str, Any]
     already_done: bool = False
     """Nothing was run: the result was there, or another run made it."""
@@ -57,26 +58,26 @@ def finished_as(store: Store, prepared: Prepared, found: Survey) -> Finished | N
 
 def summary_of(store: Store, prepared: Prepared, found: Survey, done: Finished) -> Summary | None:
     """What that record, and those of its inputs, say; None where one of them does not hold any more."""
-    inputs = known_results(store, prepared, found.commits)
-    if len(inputs) < len(prepared.plans):
+    known = known_records(store, prepared, found.commits)
+    if len(known) < len(prepared.plans):
         return None
-    return Summary(done.exit, store.root, prepared, tuple(inputs.values()), done.metrics, already_done=True)
+    inputs = RecordedInputs()
+    for plan in prepared.plans:
+        inputs.add(plan, known[plan.key])
+    return Summary(done.exit, store.root, prepared, inputs, done.metrics, already_done=True)
 
 
-def known_results(
-    store: Store, prepared: Prepared, commits: Mapping[str, Commit]
-) -> dict[str, FinishedInput]:
-    """What is published already and still right, by the inputs' keys."""
+def known_records(store: Store, prepared: Prepared, commits: Mapping[str, Commit]) -> dict[str, bytes]:
+    """The records of what is published already and still right, by the inputs' keys."""
     records = store.read_all("_state/results")
     sizes = {
         s.key: s.size for folder in (*PUBLISHED_FOLDERS, "tiles", "previews") for s in store.walk(folder)
     }
     known = {}
     for plan in prepared.plans:
-        data = records.get(result_key(plan.key))
-        result = load_result(data, plan, prepared.result_name(plan), commits_of(plan, commits), sizes)
-        if result is not None:
-            known[plan.key] = result
+        data = records.get(result_key(plan.key), b"")
+        if load_result(data, plan, prepared.result_name(plan), commits_of(plan, commits), sizes):
+            known[plan.key] = data
     return known
 
 

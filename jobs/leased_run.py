@@ -16,12 +16,13 @@ from panoptile.jobs import interrupt
 from panoptile.jobs.cancellation import is_cancelled
 from panoptile.jobs.console import Console
 from panoptile.jobs.deadletter import dead_letter, rows_of_run
-from panoptile.jobs.earlier_result import Summary, earlier_result, known_results, refuse_other_links
+from panoptile.jobs.earlier_result import Summary, earlier_result, known_records, refuse_other_links
 from panoptile.jobs.event_log import EventLog
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.follow import LeaseLost
 from panoptile.jobs.incremental import grow_job
 from panoptile.jobs.input_content import ContentHashes
+from panoptile.jobs.input_record import RecordedInputs, save_result
 from panoptile.jobs.interrupt import TERMINATED_EXIT, Terminated
 from panoptile.jobs.job_record import record_links
 from panoptile.jobs.job_status import write_totals
@@ -36,7 +37,6 @@ from panoptile.jobs.results import (
     failed_items,
     manifest,
     result_key,
-    save_result,
     succeed,
     withdraw_unlisted,
 )
@@ -187,27 +187,31 @@ class LeasedRun:
 
     # --- publish ---
 
-    def _publish(self) -> list[FinishedInput]:
+    def _publish(self) -> RecordedInputs:
         store, prepared = self._store, self._prepared
-        commits = survey(store, prepared.plans).commits
-        known = known_results(store, prepared, commits)
-        inputs = []
+        known = known_records(store, prepared, survey(store, prepared.plans).commits)
+        inputs = RecordedInputs()
         for plan in prepared.plans:
             self._hold()
-            finished = known.get(plan.key)
-            if finished is None:
-                self._check_held()
-                self._console.say(f"publish {plan.info.stem}")
-                self._events.add("publish", input=plan.uri)
-                seconds = publish_seconds(plan)
-                with time_limit(seconds, partial(self._overrun, plan.uri, seconds)):
-                    finished = _finish(store, prepared, plan)
-                if not self._lease.still_held():
-                    store.delete(result_key(plan.key))  # its files may be ours now: whoever comes next looks
-                    raise LeaseLost
-                save_result(store, finished, prepared.result_name(plan))
-            inputs.append(finished)
+            record = known.pop(plan.key, None)
+            if record is None:
+                record = self._publish_one(plan)
+            inputs.add(plan, record)
         return inputs
+
+    def _publish_one(self, plan: AnyPlan) -> bytes:
+        """Publish an input that was not published beside the units; returns its record."""
+        store, prepared = self._store, self._prepared
+        self._check_held()
+        self._console.say(f"publish {plan.info.stem}")
+        self._events.add("publish", input=plan.uri)
+        seconds = publish_seconds(plan)
+        with time_limit(seconds, partial(self._overrun, plan.uri, seconds)):
+            finished = _finish(store, prepared, plan)
+        if not self._lease.still_held():
+            store.delete(result_key(plan.key))  # its files may be ours now: whoever comes next looks
+            raise LeaseLost
+        return save_result(store, finished, prepared.result_name(plan))
 
     def _overrun(self, uri: str, seconds: float) -> None:
         """Publishing hangs, and so does the main thread: say so here and in the store."""
@@ -264,7 +268,7 @@ class LeasedRun:
             record_links(store, prepared.spec)
         succeed(store, code, success)
         self._check_held()  # a run that has taken over may have listed more: what it left is looked at again
-        return Summary(code, store.root, prepared, tuple(inputs), metrics)
+        return Summary(code, store.root, prepared, inputs, metrics)
 
 
 def _finish(store: Store, prepared: Prepared, plan: AnyPlan) -> FinishedInput:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.input_record import save_result
 from panoptile.jobs.prepare import Prepared, region_classes
-from panoptile.jobs.results import save_result
 from panoptile.jobs.spec import LAYOUT_VERSION, JobSpec
 from panoptile.jobs.time_limit import seconds_from
 from panoptile.model.classes import ClassTable

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,17 +114,21 @@ class LocalStore:
         folder = self.path(prefix)
         if not folder.is_dir():
             return []
-        return sorted(f"{prefix.rstrip('/')}/{p.name}" for p in folder.iterdir() if p.is_file())
+        with os.scandir(folder) as entries:
+            return sorted(f"{prefix.rstrip('/')}/{entry.name}" for entry in entries if entry.is_file())
 
     def walk(self, prefix: str = "") -> Iterator[Stored]:
-        top = self.path(prefix) if prefix else self._root
-        found = [path for path in top.rglob("*") if path.is_file()] if top.is_dir() else []
-        for path in sorted(found, key=lambda p: p.relative_to(self._root).as_posix()):
+        found: list[str] = []  # names as text: as paths, their parts would be kept by the interpreter
+        for folder, _, names in os.walk(self.path(prefix) if prefix else self._root, onerror=_but_gone):
+            within = Path(folder).relative_to(self._root).as_posix()
+            found.extend(name if within == "." else f"{within}/{name}" for name in names)
+        for key in sorted(found):
             try:
-                status = path.stat()
+                status = os.stat(os.path.join(self._root, key))
             except FileNotFoundError:  # deleted since it was listed
                 continue
-            yield Stored(path.relative_to(self._root).as_posix(), status.st_size, status.st_mtime)
+            if stat.S_ISREG(status.st_mode):
+                yield Stored(key, status.st_size, status.st_mtime)
 
     def entries(self) -> list[str]:
         return sorted(p.name for p in self._root.iterdir()) if self._root.is_dir() else []
@@ -154,3 +159,9 @@ def _write_synced(path: Path, data: bytes) -> None:
         f.write(data)
         f.flush()
         os.fsync(f.fileno())
+
+
+def _but_gone(error: OSError) -> None:
+    """Listing goes on where a folder is not there (any more), and nowhere else."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
