@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
     from panoptile.jobs.prepare import Prepared
-    from panoptile.jobs.spec import IfRunning, JobSpec
+    from panoptile.jobs.spec import JobSpec
 
 ID_PREFIX = "panoptile-"
 PROBE_SECONDS = 300.0
@@ -61,9 +61,17 @@ def job_id_of(prepared: Prepared) -> str:
 
 
 def submit(
-    client: JobSubmissionClient, prepared: Prepared, *, wheel: str | None, say: Callable[[str], None]
+    client: JobSubmissionClient,
+    prepared: Prepared,
+    *,
+    wheel: str | None,
+    say: Callable[[str], None],
+    accepted: Callable[[], None] = lambda: None,
 ) -> Submitted:
-    """Hand the job over, or find it there. Raises :class:`JobError`."""
+    """Hand the job over, or find it there. Raises :class:`JobError`: exit 2, 5 with --if-running fail, or 6.
+
+    ``accepted`` is called once all checks have passed, before the job is handed over: it may still refuse it.
+    """
     spec = prepared.spec
     with store_errors(spec.out):
         after = highest_epoch(
@@ -71,27 +79,31 @@ def submit(
         )  # before the cluster is asked: a run that begins later is this job
     job_id, running = _free_id(client, job_id_of(prepared))
     if running:
+        _heed_running(spec, job_id)
+        accepted()
         return Submitted(job_id, attached=True)
     with tempfile.TemporaryDirectory(prefix="panoptile-submit-") as folder:
         pack(spec, Path(folder), wheel=wheel)
         probe(client, prepared, folder, say)
+        accepted()
         with store_errors(spec.out):
             _record(
                 client, spec.out, job_id, after
             )  # first: whoever looks at OUT from now on waits for this job
         handed_over = _hand_over(client, prepared, folder, job_id)
+    if not handed_over:
+        _heed_running(spec, job_id)
     return Submitted(job_id, attached=not handed_over)
 
 
-def heed_running(spec: JobSpec, job_id: str) -> IfRunning:
-    """What --if-running says to a job that runs already: attach or skip. Raises :class:`JobError` (exit 5) with fail."""
+def _heed_running(spec: JobSpec, job_id: str) -> None:
+    """Raise :class:`JobError` (exit 5) where --if-running fail meets a job that runs already."""
     if spec.if_running == "fail":
         raise JobError(
             Exit.OTHER_JOB,
             f"{job_id} works on {spec.out} already: wait for it (panoptile status {spec.out} --watch), or leave out "
             "--if-running fail.",
         )
-    return spec.if_running
 
 
 def state_of(info: JobDetails) -> str:

@@ -71,7 +71,7 @@ def submit(
     """Hand a job to a Ray cluster and walk away; its state is in OUT."""
     from panoptile.jobs.prepare import prepare
     from panoptile.jobs.state import store_errors
-    from panoptile.jobs.submission import finished_exit, heed_running
+    from panoptile.jobs.submission import finished_exit
     from panoptile.jobs.submission import submit as handed_over
     from panoptile.jobs.watching import watch_job
 
@@ -81,15 +81,16 @@ def submit(
     prepared = prepare(job.spec)
     for note in prepared.notes:
         console.say(f"note    {note}")
-    job.write_saved(console)
     with store_errors(job.spec.out):
         finished = finished_exit(prepared)
     if finished is not None:
-        _say_done(client, prepared, finished, watch=watch, console=console)
+        _say_done(client, job, prepared, finished, watch=watch, console=console)
         return
-    submitted = handed_over(client, prepared, wheel=wheel, say=console.say)
+    submitted = handed_over(
+        client, prepared, wheel=wheel, say=console.say, accepted=lambda: job.write_saved(console)
+    )
     if submitted.attached:
-        console.say(f"{heed_running(job.spec, submitted.job_id):<7} the job runs already")
+        console.say(f"{job.spec.if_running:<7} the job runs already")
     fields = {"job_id": submitted.job_id, "attached": submitted.attached, "out": job.spec.out}
     if not watch or (submitted.attached and job.spec.if_running == "skip"):
         console.data(submitted.job_id, fields)
@@ -101,12 +102,19 @@ def submit(
 
 
 def _say_done(
-    client: JobSubmissionClient, prepared: Prepared, code: Exit, *, watch: bool, console: Console
+    client: JobSubmissionClient,
+    job: ResolvedJob,
+    prepared: Prepared,
+    code: Exit,
+    *,
+    watch: bool,
+    console: Console,
 ) -> None:
     """The result is there: nothing is started on the cluster to find that out."""
     from panoptile.jobs.submission import latest_id
 
     job_id, out = latest_id(client, prepared), prepared.spec.out
+    job.write_saved(console)
     console.say(f"done    {out} holds the result of this job already; nothing was submitted")
     fields = {"job_id": job_id, "attached": True, "out": out, "exit": int(code)}
     console.data(job_id, fields)

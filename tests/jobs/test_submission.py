@@ -19,7 +19,7 @@ import pytest
 import ray
 import yaml
 from ray.exceptions import TaskUnschedulableError
-from tests.jobs.runs import run, write_world
+from tests.jobs.runs import run, threads, write_world
 from tests.pipeline.worlds import make_world
 from typer.testing import CliRunner
 
@@ -31,11 +31,13 @@ from panoptile.jobs.cluster_probe import ANSWER, look
 from panoptile.jobs.cluster_probe import main as probe_main
 from panoptile.jobs.code_package import JOB_FILE, pack
 from panoptile.jobs.commands import cluster as cluster_commands
-from panoptile.jobs.exits import JobError
+from panoptile.jobs.console import Console
+from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.job_file import read_job_file, with_absolute_paths
 from panoptile.jobs.job_status import TERMINAL, look_at
 from panoptile.jobs.lease import claim
 from panoptile.jobs.prepare import Prepared, prepare
+from panoptile.jobs.segment import run_job
 from panoptile.jobs.spec import JobSpec
 from panoptile.jobs.submission import exit_of, job_id_of, submit
 from panoptile.pipeline.store import open_store
@@ -97,6 +99,31 @@ def prepared(tmp_path: Path) -> Prepared:
 
 def say(text: str) -> None:
     """Messages are not what is tested here."""
+
+
+def submit_line(prepared: Prepared, *more: str) -> list[str]:
+    """The command that submits the prepared job."""
+    spec = prepared.spec
+    return [
+        "submit",
+        *spec.sources,
+        "-o",
+        spec.out,
+        "--model",
+        spec.model,
+        "--labels",
+        str(spec.labels),
+        *more,
+    ]
+
+
+def run_of(prepared: Prepared) -> None:
+    """Run the prepared job on this machine, to its end."""
+    with threads():
+        run_job(
+            dataclasses.replace(prepared, spec=dataclasses.replace(prepared.spec, local=True, workers=1)),
+            Console(quiet=True),
+        )
 
 
 def test_a_second_submit_attaches_to_the_first(prepared: Prepared) -> None:
@@ -171,14 +198,65 @@ def test_a_running_job_is_met_as_asked(
     monkeypatch.setattr(client, "get_job_info", lambda _: next(looks))
     monkeypatch.setattr(watching, "WATCH_SECONDS", 0.0)
     monkeypatch.setattr(cluster_commands, "_client", lambda *_: client)
-    spec = prepared.spec
-    line = ["submit", *spec.sources, "-o", spec.out, "--model", spec.model, "--labels", str(spec.labels)]
-    result = CliRunner().invoke(app, [*line, "--watch", "--if-running", choice])
+    result = CliRunner().invoke(app, submit_line(prepared, "--watch", "--if-running", choice))
     if isinstance(result.exception, JobError):
         assert (int(result.exception.code), job_id in str(result.exception)) == (code, True)
         return
     assert (result.exit_code, result.stdout.strip()) == (code, job_id)
     assert ("quarantined" in result.stderr) == (choice == "attach")
+
+
+@pytest.mark.parametrize("refusal", ["a node", "a running job", "a silent cluster"])
+def test_what_the_cluster_refuses_is_not_saved(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: str
+) -> None:
+    """--save is heeded after the last check: a node that would fail, --if-running fail, a cluster that falls silent."""
+    client: Any = FakeClient([node()], keep_running=True)
+    monkeypatch.setattr(cluster_commands, "_client", lambda *_: client)
+    more = ["--save", str(tmp_path / "job.yaml")]
+    if refusal == "a node":
+        client.nodes = [node(version="0.0.9")]
+    elif refusal == "a running job":
+        submit(client, prepared, wheel=None, say=say)
+        more += ["--if-running", "fail"]
+    else:
+        run_of(prepared)
+        silence = JobError(Exit.UNREACHABLE, "The cluster does not answer.")
+        monkeypatch.setattr(client, "get_job_info", mock.Mock(side_effect=silence))
+    result = CliRunner().invoke(app, submit_line(prepared, *more))
+    assert isinstance(result.exception, JobError)
+    assert "saved" not in result.stderr
+    assert not (tmp_path / "job.yaml").exists()
+
+
+@pytest.mark.parametrize("found", ["nothing", "a running job", "a result"])
+def test_what_is_submitted_is_saved(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    """Once, whether the job is handed over, followed, or done already."""
+    client: Any = FakeClient([node()], keep_running=True)
+    monkeypatch.setattr(cluster_commands, "_client", lambda *_: client)
+    if found == "a running job":
+        submit(client, prepared, wheel=None, say=say)
+    elif found == "a result":
+        run_of(prepared)
+    saved = tmp_path / "job.yaml"
+    result = CliRunner().invoke(app, submit_line(prepared, "--save", str(saved)), catch_exceptions=False)
+    assert result.stderr.count(f"saved   {saved}") == 1
+    assert yaml.safe_load(saved.read_text())["out"] == prepared.spec.out
+
+
+def test_a_job_that_cannot_be_saved_is_not_handed_over(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 2 says that nothing was started, and nothing was."""
+    client: Any = FakeClient([node()])
+    monkeypatch.setattr(cluster_commands, "_client", lambda *_: client)
+    result = CliRunner().invoke(app, submit_line(prepared, "--save", str(tmp_path / "none" / "job.yaml")))
+    assert isinstance(result.exception, JobError)
+    assert int(result.exception.code) == 2
+    assert all("probe" in job_id for job_id in client.jobs)
+    assert not (Path(prepared.spec.out) / SUBMISSION).exists()
 
 
 def test_a_job_that_was_handed_over_is_submitted_until_it_begins(prepared: Prepared) -> None:
