@@ -1,6 +1,7 @@
 """What a run says while it works: messages on stderr, data on stdout, no animation off a terminal.
 
-Whatever is said goes through redaction first: no secret of the environment is ever shown.
+Whatever is said goes through redaction first: no secret of the environment is ever shown. The one exception is a
+manifest, which was looked through before.
 """
 
 from __future__ import annotations
@@ -36,10 +37,14 @@ class Console:
     def error(self, message: str) -> None:
         self._err.print(redacted(f"error: {message}"), markup=False)
 
-    def data(self, text: str, fields: dict[str, Any]) -> None:
-        """The command's result: ``text`` for people, ``fields`` with --json."""
-        shown = {"schema_version": 1, **redacted_json(fields)}
-        print(json.dumps(shown) if self.as_json else redacted(text), flush=True)
+    def data(self, text: str, fields: dict[str, Any], *, as_is: bool = False) -> None:
+        """The command's result: ``text`` for people, ``fields`` with --json.
+
+        ``as_is``: nothing is masked. Only for a text that was looked through for secrets, and that another program reads.
+        """
+        if not as_is:
+            text, fields = redacted(text), redacted_json(fields)
+        print(json.dumps({"schema_version": 1, **fields}) if self.as_json else text, flush=True)
 
     def progress(self, total: int) -> ProgressBar:
         return ProgressBar(self._err, total, quiet=self._quiet)

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from panoptile.jobs.exits import invalid
 from panoptile.jobs.kubernetes_manifests import kubernetes_text
-from panoptile.jobs.schedule import Schedule, Target
+from panoptile.jobs.schedule import USED_BY, Schedule, Target
 from panoptile.jobs.scheduled_command import command
-from panoptile.pipeline.redaction import redacted
+from panoptile.jobs.spec import JobSpec
+from panoptile.pipeline.redaction import MASK, redacted
 
 
 def render(schedule: Schedule, target: Target) -> str:
-    """The manifest as text. Raises :class:`JobError` (exit 2) where the target cannot run this job."""
+    """The manifest as text, which holds no secret that was given with the job; to be printed as it is.
+
+    Raises :class:`JobError` (exit 2) where the target cannot run this job, or where a secret would be in it.
+    """
     text = _text(schedule, target)
-    if redacted(text) != text:  # masked it would be dead, unmasked it would give the secret away
-        lines = [redacted(line) for line in text.splitlines() if redacted(line) != line]
-        where = f"in the line {lines[0].strip()!r}" if lines else "over several lines"
-        raise invalid(
-            f"The manifest would hold a secret, of a URI or of the environment, {where}: take it out of the job, and give "
-            "credentials by the environment."
-        )
+    _check_secrets(schedule, target)
     return text
 
 
@@ -34,6 +34,49 @@ def _text(schedule: Schedule, target: Target) -> str:
     if target == "airflow":
         return _airflow(schedule)
     return kubernetes_text(schedule, target)
+
+
+# --- secrets -------------------------------------------------------------------------------------------
+
+
+def _check_secrets(schedule: Schedule, target: Target) -> None:
+    """Refuse a secret in what was given: masked it would be dead, unmasked it would give the secret away.
+
+    Each value is looked at by itself, as it was given: quotes and line breaks in a manifest could hide a secret. The
+    manifest's own words are not looked at. They are the same for everybody, so a secret that is one of them is not
+    given away by them.
+    """
+    for name, value in _given(schedule, target):
+        shown = redacted(value)
+        if shown != value:
+            raise invalid(
+                f"The manifest would hold a secret in {name} ({shown!r}), of a URI or of the environment: take it out of "
+                "the job, and give credentials by the environment."
+            )
+
+
+def _given(schedule: Schedule, target: Target) -> Iterator[tuple[str, str]]:
+    """(name, text) of every value in the manifest that is not our own word or default."""
+    names = USED_BY[target] | {"cron", "name", "timezone"}
+    path = Path(_executable())
+    our_name_alone = Path(*[MASK if part == "panoptile" else part for part in path.parts])
+    if target == "crontab" and redacted(str(path)) != str(our_name_alone):
+        yield "the path of panoptile", str(path)
+    if target == "crontab" and schedule.job_file is not None:
+        names |= {"job_file"}  # it stands for the job
+    else:
+        yield from _changed(schedule.spec, frozenset(f.name for f in dataclasses.fields(JobSpec)))
+    yield from _changed(schedule, names)
+
+
+def _changed(given: Schedule | JobSpec, names: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """(name, text) of the values that differ from their default; of a list all together, as on a command line, too."""
+    for field in dataclasses.fields(given):
+        value = getattr(given, field.name)
+        if field.name not in names or value == field.default:
+            continue
+        values = (*value, ",".join(map(str, value))) if isinstance(value, tuple) else (value,)
+        yield from ((field.name, str(v)) for v in values)
 
 
 # --- cron ----------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def render(
     schedule = Schedule(spec, cron, name, timezone, job_file=_whole_job_file(job, spec), **given)
     text = rendered(schedule, as_)
     job.write_saved(console)
-    console.data(text.rstrip("\n"), {"as": as_, "manifest": text})
+    console.data(text.rstrip("\n"), {"as": as_, "manifest": text}, as_is=True)
 
 
 def _from_anywhere(spec: JobSpec) -> JobSpec:

@@ -19,7 +19,7 @@ from panoptile.jobs import manifests
 from panoptile.jobs.cli import app
 from panoptile.jobs.exits import JobError
 from panoptile.jobs.manifests import render
-from panoptile.jobs.schedule import Schedule
+from panoptile.jobs.schedule import USED_BY, Schedule
 from panoptile.jobs.scheduled_command import command
 from panoptile.jobs.spec import JobSpec
 
@@ -346,6 +346,101 @@ def test_a_secret_of_the_environment_is_not_masked_in_a_manifest(
     with pytest.raises(JobError, match="would hold a secret") as e:
         render(Schedule(spec, "0 2 * * *", image="i"), target)
     assert "hunter2" not in str(e.value)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("word", ["panoptile", "--incremental", "datetime", "apiVersion", "password: new"])
+def test_a_secret_that_is_a_word_of_ours_is_no_secret(
+    target: str, word: str, as_json: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest says to everybody what it says without that secret: it is neither refused nor masked."""
+    more = [*([] if target in ("crontab", "airflow") else ["--image", "i"]), *(["--json"] if as_json else [])]
+    line = [
+        "s3://b/*.tif",
+        "-o",
+        "s3://b/out",
+        "--name",
+        "password",
+        "--cron",
+        "0 2 * * *",
+        "--as",
+        target,
+        *more,
+    ]
+    monkeypatch.setattr(manifests, "_executable", lambda: "/opt/panoptile/bin/panoptile")
+    usual = rendered(*line)
+    monkeypatch.setenv("DB_PASSWORD", word)
+    assert rendered(*line) == usual != ""
+    with pytest.raises(JobError, match="would hold a secret in out"):
+        rendered(*line, "-o", f"s3://b/{word}")
+
+
+WITH_SECRET: dict[str, dict[str, Any]] = {
+    "sources": {"sources": ("s3://b/a.tif", "s3://b/hunter2hunter2/*.tif")},
+    "out": {"out": "s3://b/hunter2hunter2"},
+    "model": {"model": "org/hunter2hunter2"},
+    "classes": {"classes": ("tree", "hunter2hunter2")},
+    "exclude": {"exclude": ("hunter2", "hunter2")},
+    "max_pixels": {"max_pixels": 31415926.0},
+    "image": {"image": "registry/hunter2hunter2:1"},
+    "namespace": {"namespace": "hunter2hunter2"},
+    "secret": {"secret": "hunter2hunter2"},
+    "claim": {"claim": "hunter2hunter2:/data"},
+    "name": {"name": "hunter2hunter2"},
+    "deadline": {"deadline": 31415926},
+}
+"""Values of a job or of its schedule that hold a secret."""
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", WITH_SECRET)
+def test_a_secret_is_found_in_whatever_is_given(
+    name: str, target: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each value that the target's manifest takes, numbers and lists too, and nowhere else: exit 2."""
+    secrets = ("hunter2hunter2", "hunter2,hunter2", "31415926")
+    for number, secret in enumerate(secrets):
+        monkeypatch.setenv(f"TOKEN_{number}", secret)
+    given = dict(WITH_SECRET[name])
+    fields = {field.name for field in dataclasses.fields(JobSpec)}
+    spec = dataclasses.replace(REMOTE, **{k: given.pop(k) for k in list(given) if k in fields})
+    schedule = Schedule(spec, "0 2 * * *", **{"image": "i", **given})
+    if name not in {"name", *fields, *USED_BY[target]}:
+        assert "hunter2" not in render(schedule, target)
+        return
+    with pytest.raises(JobError, match=f"would hold a secret in {name}") as e:
+        render(schedule, target)
+    assert int(e.value.code) == 2
+    assert not any(secret in str(e.value) for secret in secrets)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("secret", ['it\'s a "secret"', "very long and full of blanks " * 4])
+def test_a_secret_does_not_hide_in_quotes(target: Any, secret: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell's quotes, or YAML's broken lines, spell it differently, and anybody can read it back."""
+    monkeypatch.setenv("DB_PASSWORD", secret)
+    spec = JobSpec((f"s3://b/{secret}/a.tif",), "s3://b/out")
+    with pytest.raises(JobError, match="would hold a secret in sources"):
+        render(Schedule(spec, "0 2 * * *", image="i"), target)
+
+
+def test_a_job_file_that_a_crontab_runs_keeps_what_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line holds its path alone, which is looked through, and so is that of the installation."""
+    monkeypatch.setenv("DB_PASSWORD", "hunter2hunter2")
+    when = ("--cron", "0 2 * * *", "--as", "crontab")
+    for name in ("job.yaml", "hunter2hunter2.yaml"):
+        (tmp_path / name).write_text("sources: [/hunter2hunter2/a.tif]\nout: /out\n")
+    assert crontab_words(rendered(str(tmp_path / "job.yaml"), *when))[1] == str(tmp_path / "job.yaml")
+    with pytest.raises(JobError, match="would hold a secret in job_file"):
+        rendered(str(tmp_path / "hunter2hunter2.yaml"), *when)
+    for path in ("/hunter2hunter2/bin/panoptile", "/opt/panoptile/word/bin/panoptile"):
+        monkeypatch.setenv("TOKEN", "panoptile/word")
+        monkeypatch.setattr(manifests, "_executable", lambda path=path: path)
+        with pytest.raises(JobError, match="would hold a secret in the path of panoptile"):
+            rendered(str(tmp_path / "job.yaml"), *when)
 
 
 @pytest.mark.parametrize("choice", ["attach", "fail"])
