@@ -25,11 +25,10 @@ from panoptile.jobs.cancellation import SUBMISSION
 from panoptile.jobs.cluster import find_job
 from panoptile.jobs.cluster_probe import ANSWER
 from panoptile.jobs.code_package import JOB_FILE, pack
-from panoptile.jobs.earlier_result import finished_as
+from panoptile.jobs.earlier_result import earlier_result, refuse_other_links
 from panoptile.jobs.exits import Exit, JobError, invalid
 from panoptile.jobs.lease import highest_epoch
 from panoptile.jobs.state import store_errors
-from panoptile.jobs.survey import survey, to_run
 from panoptile.pipeline.remote_uri import scheme_of
 from panoptile.pipeline.store import open_store
 
@@ -142,13 +141,13 @@ def _record(client: JobSubmissionClient, out: str, job_id: str, after: int) -> N
 def finished_exit(prepared: Prepared) -> Exit | None:
     """How this very job ended, where its result lies complete in OUT; None where there is something to do.
 
-    Raises ``OSError`` of the store.
+    It asks what ``segment`` asks, and refuses what ``segment`` would refuse on the cluster. Raises :class:`JobError`
+    where too many inputs are skipped (exit 4) or OUT is linked with other options (exit 5), ``OSError`` of the store.
     """
+    prepared.allowed_failures()
     store = open_store(prepared.spec.out)
-    found = survey(store, prepared.plans)
-    if to_run(store, found, retry_quarantined=True):
-        return None
-    done = finished_as(store, prepared, found)
+    refuse_other_links(store, prepared)
+    done = earlier_result(store, prepared, retry_quarantined=True)
     return None if done is None else done.exit
 
 

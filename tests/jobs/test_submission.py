@@ -32,6 +32,7 @@ from panoptile.jobs.cluster_probe import main as probe_main
 from panoptile.jobs.code_package import JOB_FILE, pack
 from panoptile.jobs.commands import cluster as cluster_commands
 from panoptile.jobs.console import Console
+from panoptile.jobs.earlier_result import Summary
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.job_file import read_job_file, with_absolute_paths
 from panoptile.jobs.job_status import TERMINAL, look_at
@@ -117,10 +118,10 @@ def submit_line(prepared: Prepared, *more: str) -> list[str]:
     ]
 
 
-def run_of(prepared: Prepared) -> None:
+def run_of(prepared: Prepared) -> Summary:
     """Run the prepared job on this machine, to its end."""
     with threads():
-        run_job(
+        return run_job(
             dataclasses.replace(prepared, spec=dataclasses.replace(prepared.spec, local=True, workers=1)),
             Console(quiet=True),
         )
@@ -342,6 +343,39 @@ def test_a_finished_job_is_not_submitted_again(tmp_path: Path, monkeypatch: pyte
     next((tmp_path / "out").glob("_state/commits/**/*.json")).unlink()
     CliRunner().invoke(app, line, catch_exceptions=False)
     assert len(client.jobs) == 2  # the probe and the job
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        None, "tiles/*.parquet", "previews/*.png", "_state/results/*.json", "rasters/*/*.classes.tif",
+        "segments/*.parquet", "classes.json", "manifest.parquet", "_state/commits/**/*.json",
+    ],
+)  # fmt: skip
+def test_submit_takes_for_done_what_segment_does(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, lost: str | None
+) -> None:
+    """A folder that lacks a table of tiles, a picture, or anything else that segment makes again is handed over."""
+    run_of(prepared)
+    if lost is not None:
+        next(Path(prepared.spec.out).glob(lost)).unlink()
+    client = FakeClient([node()])
+    monkeypatch.setattr(cluster_commands, "_client", lambda *_: client)
+    result = CliRunner().invoke(app, submit_line(prepared), catch_exceptions=False)
+    says_done, is_handed_over = "nothing was submitted" in result.stderr, client.jobs != {}
+    assert (says_done, is_handed_over) == (lost is None, lost is not None)
+    assert run_of(prepared).already_done == says_done
+
+
+def test_too_many_skipped_inputs_are_not_submitted(prepared: Prepared, tmp_path: Path) -> None:
+    """Exit 4 here, as the job would end on the cluster."""
+    (tmp_path / "bad.tif").write_bytes(b"no raster")
+    spec = prepared.spec
+    sources, out = (*spec.sources, str(tmp_path / "bad.tif")), str(tmp_path / "other")
+    spec = dataclasses.replace(spec, sources=sources, out=out, skip_invalid=True, max_failures="0")
+    with pytest.raises(JobError, match="more than --max-failures 0 tolerates") as e:
+        submission.finished_exit(prepare(spec))
+    assert int(e.value.code) == 4
 
 
 def test_an_echos_paths_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ from panoptile.jobs.report_text import plan_fields, plan_text, summary_text
 from panoptile.jobs.resume import recorded_spec
 from panoptile.jobs.segment import run_job
 from panoptile.jobs.spec import JobSpec
+from panoptile.jobs.submission import finished_exit
 from panoptile.jobs.survey import input_change
 from panoptile.pipeline import layout
 from panoptile.pipeline.store import Store, open_store
@@ -164,6 +165,8 @@ def test_relinking_changes_tracks_and_nothing_else(clip: Clip, monkeypatch: pyte
     with pytest.raises(JobError, match=r"linked with --max-age 0\.0.*relink") as refused:
         run(clip, out)
     assert refused.value.code is Exit.OTHER_JOB
+    with pytest.raises(JobError, match=r"linked with --max-age 0\.0.*relink"):
+        finished_exit(prepare(job(clip, out)))  # and submit says the same, before the job is on a cluster
     relink(prepare_relink(store, {"max_age": 1.0}), QUIET)
     assert published(store) == first
 
