@@ -8,9 +8,10 @@ from pathlib import Path
 from panoptile.jobs.exits import invalid
 from panoptile.jobs.finished_run import damaged, published_classes
 from panoptile.jobs.results import published_keys
+from panoptile.jobs.source_change import check_segmented
 from panoptile.jobs.state import cannot_write
 from panoptile.pipeline import layout
-from panoptile.pipeline.any_plan import plan_from_json
+from panoptile.pipeline.any_plan import AnyPlan, plan_from_json
 from panoptile.pipeline.plan import RasterPlan
 from panoptile.pipeline.preview import MIN_SIDE, write_preview
 from panoptile.pipeline.store import Store, StoreUnreachable, open_store
@@ -19,7 +20,11 @@ from panoptile.pipeline.video_preview import write_contact_sheet
 
 
 def redraw(out: str, max_side: int) -> list[str]:
-    """Draw every input of a finished run; returns the paths of the pictures. Raises :class:`JobError`."""
+    """Draw every input of a finished run; returns the paths of the pictures.
+
+    Raises :class:`JobError`: exit 2, before anything is drawn, where a source is not what was segmented; 2 where the run
+    is damaged, 4 or 6 where a picture cannot be written.
+    """
     if not MIN_SIDE <= max_side <= 16_384:
         raise invalid(f"--max-side must lie between {MIN_SIDE} and 16384 pixels, got {max_side}.")
     try:
@@ -29,21 +34,26 @@ def redraw(out: str, max_side: int) -> list[str]:
     try:
         if not store.exists(layout.SUCCESS):
             raise invalid(f"{out} holds no finished run: there is no {layout.SUCCESS}.")
-        return [_redraw(store, layout.plan_key(key), max_side) for key in published_keys(store)]
+        keys = published_keys(store)
+        for key in keys:
+            check_segmented(store, _plan(store, key))
+        return [_redraw(store, _plan(store, key), max_side) for key in keys]
     except OSError as e:
         raise cannot_write(out, e, started=True) from e
 
 
-def _redraw(store: Store, plan_key: str, max_side: int) -> str:
+def _plan(store: Store, key: str) -> AnyPlan:
+    plan_key = layout.plan_key(key)
     try:
-        plan = plan_from_json(store.read_bytes(plan_key))
+        return plan_from_json(store.read_bytes(plan_key))
     except (FileNotFoundError, ValueError, KeyError, TypeError) as e:
         raise damaged(store, plan_key) from e
-    return (
-        _redraw_video(store, plan, max_side)
-        if isinstance(plan, VideoPlan)
-        else _redraw_raster(store, plan, max_side)
-    )
+
+
+def _redraw(store: Store, plan: AnyPlan, max_side: int) -> str:
+    if isinstance(plan, VideoPlan):
+        return _redraw_video(store, plan, max_side)
+    return _redraw_raster(store, plan, max_side)
 
 
 def _redraw_video(store: Store, plan: VideoPlan, max_side: int) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.input_record import save_result
 from panoptile.jobs.prepare import Prepared, region_classes
+from panoptile.jobs.source_change import planned_versions, version_now
 from panoptile.jobs.spec import LAYOUT_VERSION, JobSpec
 from panoptile.jobs.time_limit import seconds_from
 from panoptile.model.classes import ClassTable
@@ -21,12 +22,10 @@ from panoptile.pipeline.background import Background, ProcessBackground
 from panoptile.pipeline.fault_points import reach
 from panoptile.pipeline.finish import FinishedInput, Products, finish_input
 from panoptile.pipeline.plan import Unit
-from panoptile.pipeline.remote_object import Version, version_of
 from panoptile.pipeline.remote_uri import needs_one_process
 from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.store import Store, open_store
 from panoptile.pipeline.video_finish import VideoProducts, finish_video
-from panoptile.pipeline.video_inputs import video_version
 from panoptile.pipeline.video_plan import VideoPlan
 
 PUBLISH_VARIABLE = "PANOPTILE_PUBLISH_SECONDS"
@@ -92,9 +91,9 @@ def publish_call(prepared: Prepared, plan: AnyPlan) -> PublishCall:
 
 def check_unchanged(plan: AnyPlan) -> None:
     """An input that was replaced while it was read would give a mixture: exit 4, and the next run redoes it."""
-    for uri, planned in _versions(plan):
+    for uri, planned in planned_versions(plan):
         try:
-            now = video_version(uri) if isinstance(plan, VideoPlan) else version_of(uri)
+            now = version_now(plan, uri)
         except FileNotFoundError as e:
             raise JobError(
                 Exit.FAILED, f"{uri} has gone since the run began: put it back and run again."
@@ -103,16 +102,6 @@ def check_unchanged(plan: AnyPlan) -> None:
             raise JobError(
                 Exit.FAILED, f"{uri} was changed while it was read: run again to segment what it is now."
             )
-
-
-def _versions(plan: AnyPlan) -> list[tuple[str, Version]]:
-    """The files of an input as they were planned."""
-    if isinstance(plan, VideoPlan):
-        info = plan.info
-        size = 0 if info.index.container == "images" else info.size_bytes
-        return [(plan.uri, Version(size, info.mtime_ns, info.etag))]
-    infos = [sheet.info for sheet in plan.info.sheets] or [plan.info]
-    return [(i.uri, Version(i.size_bytes, i.mtime_ns, i.etag)) for i in infos]
 
 
 def publish_seconds(plan: AnyPlan) -> float:

@@ -391,6 +391,17 @@ def test_contact_sheets_are_drawn_again(clip: Clip) -> None:
     assert max(width, height) <= 600
 
 
+def test_a_contact_sheet_is_not_drawn_over_another_video(clip: Clip, tmp_path: Path) -> None:
+    """One of equal size under the name: exit 2, and what to do."""
+    path, out = tmp_path / "clip.mp4", in_memory()
+    path.write_bytes(clip.path.read_bytes())
+    run_job(prepare(dataclasses.replace(job(clip, out), sources=(str(path),))), QUIET)
+    path.write_bytes(clip.path.read_bytes()[:-1] + b"x")
+    with pytest.raises(JobError, match=r"clip\.mp4 has changed since it was segmented") as refused:
+        redraw(out, 600)
+    assert refused.value.code is Exit.INVALID
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("local", [True, False])
 def test_any_number_of_workers_publishes_the_same_bytes(
