@@ -21,20 +21,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from panoptile.jobs.exits import Exit, JobError, invalid
+from panoptile.jobs.exits import invalid
 from panoptile.jobs.finished_run import FinishedRun, open_run
 from panoptile.jobs.new_folder import is_packed, new_folder
+from panoptile.jobs.source_change import check_segmented
 from panoptile.jobs.state import cannot_write
 from panoptile.model.classes import ClassTable, SegmentClass
-from panoptile.pipeline.inputs import InputError, shown
+from panoptile.pipeline.inputs import InputError
 from panoptile.pipeline.label_runs import LabelRuns, coded_labels
 from panoptile.pipeline.mosaic import MosaicSource, open_source
 from panoptile.pipeline.plan import RasterPlan
 from panoptile.pipeline.raster_file import RasterReadError, open_raster, read_window
 from panoptile.pipeline.raster_info import NODATA_ID, RasterInfo
 from panoptile.pipeline.raster_source import RasterSource
-from panoptile.pipeline.remote_object import version_of
-from panoptile.pipeline.store import StoreUnreachable
 from panoptile.pipeline.window import Window
 
 DEFAULT_SIDE = 1024
@@ -207,12 +206,14 @@ class _Cutter:
 
     def __init__(self, run: FinishedRun, side: int, class_ids: frozenset[int], say: Say) -> None:
         self._run, self._side, self._say = run, side, say
+        self._plans = {plan.key: plan for plan in run.rasters}
         self._wanted = np.zeros(len(run.classes) + 1, np.bool_)
         self._wanted[list(class_ids)] = True
 
     def images(self, info: RasterInfo, first: int) -> Iterator[TiledImage]:
         """The images of one raster, numbered from ``first``, row by row."""
-        _check_photograph(info)
+        gone = "Image formats need its pixels: put it back, or export a format without images, such as gpkg."
+        check_segmented(self._run.store, self._plans[info.key], if_gone=gone)
         numbers = itertools.count(first)
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="panoptile-")))
@@ -259,22 +260,6 @@ def _windows(info: RasterInfo, side: int) -> Iterator[Window]:
     for row in range(0, info.height, side):
         for col in range(0, info.width, side):
             yield Window.span(row, col, min(row + side, info.height), min(col + side, info.width))
-
-
-def _check_photograph(info: RasterInfo) -> None:
-    """Raise :class:`JobError` where a file of the raster is gone or is not what was segmented."""
-    for file in [s.info for s in info.sheets] or [info]:
-        try:
-            now = version_of(file.uri)
-        except StoreUnreachable as e:
-            raise JobError(Exit.UNREACHABLE, str(e)) from e
-        except OSError as e:
-            raise invalid(
-                f"{shown(file.uri)}, the photograph that was segmented, cannot be read ({e.strerror or e}): image "
-                "formats need its pixels. Put it back, or export a format without images, such as gpkg."
-            ) from e
-        if (now.size, now.etag) != (file.size_bytes, file.etag):
-            raise invalid(f"{shown(file.uri)} has changed since it was segmented: run segment again first.")
 
 
 def _photograph(

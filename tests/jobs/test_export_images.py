@@ -114,7 +114,12 @@ def test_a_photograph_that_is_gone_or_another_is_one_sentence(finished: Path, tm
     photo, kept = finished.parent / "image.tif", tmp_path / "kept.tif"
     shutil.move(photo, kept)
     try:
-        for replace, words in ((None, "gpkg"), (b"II*\0", "has changed since")):
+        same_size = kept.read_bytes()[:-1] + b"x"
+        for replace, words in (
+            (None, "gpkg"),
+            (b"II*\0", "has changed since"),
+            (same_size, "has changed since"),
+        ):
             if replace is not None:
                 photo.write_bytes(replace)
             with pytest.raises(JobError, match=words) as e:
