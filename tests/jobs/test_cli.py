@@ -8,14 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.jobs.runs import WorldFiles, write_world
+from tests.jobs.runs import WorldFiles
 from tests.jobs.test_bad_input import panoptile
-from tests.pipeline.worlds import make_world
 
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
-    return write_world(make_world(31, 150, 160), tmp_path_factory.mktemp("world"))
+WORLD = (31, 150, 160)
 
 
 def arguments(files: WorldFiles, out: Path) -> list[object]:

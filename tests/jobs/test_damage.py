@@ -31,25 +31,8 @@ from panoptile.pipeline.raster_info import NODATA_ID
 from panoptile.pipeline.store_local import LocalStore
 from panoptile.pipeline.worker import Worker
 
+WORLD = (21, 200, 210)
 TILING = {"tile": 80, "overlap": 24}
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
-    return write_world(make_world(21, 200, 210), tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def calm(files: WorldFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("calm") / "out"
-    run(files, out, **TILING)
-    return out
-
-
-@pytest.fixture
-def finished(calm: Path, tmp_path: Path) -> Path:
-    """A finished folder to damage."""
-    return shutil.copytree(calm, tmp_path / "out")
 
 
 def crash(*args: object, **kwargs: object) -> None:

@@ -10,9 +10,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from tests.jobs.runs import WorldFiles, run, threads, write_world
+from tests.jobs.runs import WorldFiles, run, threads
 from tests.jobs.test_bad_input import panoptile
-from tests.pipeline.worlds import make_world
 
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.prepare import prepare
@@ -20,23 +19,19 @@ from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline.raster_input import RasterItems
 from panoptile.pipeline.unit_input import ItemRead
 
+WORLD = (46, 200, 210)
 TILING: dict[str, Any] = {"tile": 80, "overlap": 24}
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
-    return write_world(make_world(46, 200, 210), tmp_path_factory.mktemp("world"))
-
-
 @pytest.fixture
-def mixed(world: WorldFiles, tmp_path: Path) -> WorldFiles:
+def mixed(files: WorldFiles, tmp_path: Path) -> WorldFiles:
     """A folder with one good raster, an empty file and a text file."""
     folder = tmp_path / "inputs"
     folder.mkdir()
-    shutil.copy(world.image, folder / "good.tif")
+    shutil.copy(files.image, folder / "good.tif")
     (folder / "empty.tif").touch()
     (folder / "text.tif").write_text("not a raster")
-    return WorldFiles(folder / "*.tif", world.labels, world.classes, world.table)
+    return WorldFiles(folder / "*.tif", files.labels, files.classes, files.table)
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -81,15 +76,15 @@ def test_an_input_that_was_mended_is_done_by_the_same_command(mixed: WorldFiles,
 
 
 def test_an_input_that_is_skipped_since_is_gone_from_the_whole_result(
-    world: WorldFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: WorldFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It was published once and is broken now: no table, picture, count or label of it is left, and no command
     stumbles over it; put back, it is published again from what is kept."""
     folder, out = tmp_path / "inputs", tmp_path / "out"
     folder.mkdir()
     for name in ("good", "bad"):
-        shutil.copy2(world.image, folder / f"{name}.tif")
-    pair = WorldFiles(folder / "*.tif", world.labels, world.classes, world.table)
+        shutil.copy2(files.image, folder / f"{name}.tif")
+    pair = WorldFiles(folder / "*.tif", files.labels, files.classes, files.table)
     options = {"skip_invalid": True, "max_failures": "90%", **TILING}
     assert run(pair, out, **options).exit is Exit.DONE
     both = _names(out)
@@ -101,7 +96,7 @@ def test_an_input_that_is_skipped_since_is_gone_from_the_whole_result(
     assert "16 of 16 done (100%)" in capsys.readouterr().out
     assert panoptile("report", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)["inputs"] == 1
-    shutil.copy2(world.image, folder / "bad.tif")
+    shutil.copy2(files.image, folder / "bad.tif")
     summary = run(pair, out, **options)
     assert (summary.exit, summary.metrics["units_run"]) == (Exit.DONE, 0)
     assert _names(out) == both
@@ -134,7 +129,7 @@ def test_a_job_without_any_valid_input_is_refused(mixed: WorldFiles, tmp_path: P
 
 
 def test_a_failed_tile_has_a_row_without_secrets(
-    world: WorldFiles,
+    files: WorldFiles,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -152,7 +147,7 @@ def test_a_failed_tile_has_a_row_without_secrets(
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(RasterItems, "read", unlucky)
-        summary = run(world, out, retries=1, max_failures="1", **TILING)
+        summary = run(files, out, retries=1, max_failures="1", **TILING)
     assert summary.exit is Exit.QUARANTINED
     [row] = rows(out)
     assert row["tile"] in (5, None)

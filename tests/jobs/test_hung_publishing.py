@@ -11,21 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.jobs.runs import WorldFiles, published, run, write_world
+from tests.jobs.runs import WorldFiles, published, run
 from tests.jobs.test_bad_input import panoptile
-from tests.pipeline.worlds import make_world
 
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.publishing import PUBLISH_SECONDS, publish_seconds
 from panoptile.jobs.spec import JobSpec
 
+WORLD = (21, 100, 110)
 TILING = {"tile": 80, "overlap": 24}
 HANGS = {"PANOPTILE_FAULT": "publish.input:hang", "PANOPTILE_LEASE_SECONDS": "6"}
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
-    return write_world(make_world(21, 100, 110), tmp_path_factory.mktemp("world"))
 
 
 def command(files: WorldFiles, out: Path, **environment: str) -> tuple[int, str, float]:

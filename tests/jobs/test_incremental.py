@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 from tests.jobs.nights import Nights
-from tests.jobs.runs import WorldFiles, published, write_world
+from tests.jobs.runs import published
 from tests.jobs.test_bad_input import panoptile
-from tests.pipeline.worlds import make_world
 
 from panoptile.jobs import stac
 from panoptile.jobs.exits import Exit, JobError
@@ -25,15 +24,7 @@ from panoptile.jobs.verify import verify
 from panoptile.pipeline.store import open_store
 from panoptile.pipeline.store_local import LocalStore
 
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
-    return write_world(make_world(seed=6, height=110, width=150), tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture
-def nights(files: WorldFiles, tmp_path: Path) -> Nights:
-    return Nights(files, tmp_path)
+WORLD = (6, 110, 150)
 
 
 def test_a_night_does_only_what_is_new(nights: Nights) -> None:

@@ -24,11 +24,12 @@ PROGRAM = (
 """A test run in the background of a shell has Ctrl-C switched off, and its children inherit that: switch it on."""
 
 
-TILING = ("--tile", "64", "--overlap", "32")
+TILING = {"tile": 64, "overlap": 32}
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
+    """Squares in place of a random world: cheap to draw, and many units."""
     size = 800
     rows, cols = np.mgrid[:size, :size]
     labels = (rows // 50 * (size // 50) + cols // 50 + 1).astype(np.int64)
@@ -36,17 +37,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
     return write_world(world, tmp_path_factory.mktemp("world"))
 
 
-@pytest.fixture(scope="module")
-def calm(files: WorldFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    out = tmp_path_factory.mktemp("calm") / "out"
-    run(files, out, tile=64, overlap=32)
-    return published(out)
-
-
 def start(files: WorldFiles, out: Path, **environment: str) -> subprocess.Popen[str]:
     """The command, once it has committed its first unit."""
     command = [sys.executable, "-c", PROGRAM, "segment", files.image, "-o", out, "--model", files.model]
-    command += ["--labels", files.table, *TILING, "--local", "--workers", "1"]
+    command += ["--labels", files.table, "--tile", "64", "--overlap", "32", "--local", "--workers", "1"]
     process = subprocess.Popen(
         list(map(str, command)),
         env=os.environ | environment,
@@ -63,7 +57,7 @@ def start(files: WorldFiles, out: Path, **environment: str) -> subprocess.Popen[
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_is_finished_by_the_same_command(
-    files: WorldFiles, calm: dict[str, str], tmp_path: Path, number: signal.Signals, code: int
+    files: WorldFiles, calm_tree: dict[str, str], tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     """The exit code is the documented one, the message says how to go on, and the bytes are a calm run's."""
     out = tmp_path / "out"
@@ -79,7 +73,7 @@ def test_an_interrupted_run_is_finished_by_the_same_command(
     assert ending.exit == code
     summary = run(files, out, tile=64, overlap=32)
     assert 0 < summary.metrics["units_run"] < summary.metrics["units"]
-    assert published(out) == calm
+    assert published(out) == calm_tree
 
 
 def test_a_second_signal_ends_a_run_that_hangs_at_once(files: WorldFiles, tmp_path: Path) -> None:

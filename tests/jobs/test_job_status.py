@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.jobs.runs import WorldFiles, run, write_world
-from tests.pipeline.worlds import make_world
+from tests.jobs.runs import WorldFiles, run
 from typer.testing import CliRunner
 
 from panoptile.jobs.cancellation import is_cancelled, request_cancel
@@ -22,10 +21,7 @@ from panoptile.jobs.exits import JobError
 from panoptile.jobs.job_status import exit_of, look_at
 from panoptile.pipeline.store import open_store
 
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
-    return write_world(make_world(seed=4, height=200, width=260), tmp_path_factory.mktemp("world"))
+WORLD = (4, 200, 260)
 
 
 @pytest.fixture(scope="module")

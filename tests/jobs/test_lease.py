@@ -12,8 +12,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from tests.jobs.runs import WorldFiles, published, run, threads, write_world
-from tests.pipeline.worlds import make_world
+from tests.jobs.runs import WorldFiles, published, run, threads
 
 from panoptile.jobs import lease, segment
 from panoptile.jobs.cancellation import CANCEL
@@ -29,6 +28,7 @@ from panoptile.pipeline.store import Store, open_store
 from panoptile.pipeline.store_local import LocalStore
 from panoptile.pipeline.store_object import ObjectStore
 
+WORLD = (43, 200, 210)
 TILING = {"tile": 80, "overlap": 24}
 QUIET = Console(quiet=True)
 
@@ -229,27 +229,15 @@ def test_who_follows_a_job_ends_with_it_when_it_is_cancelled(store: Store) -> No
 # --- whole runs ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
-    return write_world(make_world(43, 200, 210), tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def calm(world: WorldFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    out = tmp_path_factory.mktemp("calm") / "out"
-    run(world, out, **TILING)
-    return published(out)
-
-
 def test_two_runs_at_once_run_every_unit_once(
-    world: WorldFiles, calm: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: WorldFiles, calm_tree: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two runs of one job start together: one works, the other returns its exit code; no unit is run twice."""
     monkeypatch.setenv(
         lease.PATIENCE_VARIABLE, "30"
     )  # a busy machine may keep a thread from beating for a second
     spec = JobSpec(
-        (str(world.image),), str(tmp_path / "out"), model=world.model, labels=str(world.table), local=True,
+        (str(files.image),), str(tmp_path / "out"), model=files.model, labels=str(files.table), local=True,
         workers=1, **TILING,  # type: ignore[arg-type]
     )  # fmt: skip
     prepared = prepare(spec)
@@ -258,26 +246,26 @@ def test_two_runs_at_once_run_every_unit_once(
     assert (a.exit, b.exit) == (Exit.DONE, Exit.DONE)
     assert sorted([a.already_done, b.already_done]) == [False, True]
     assert list(a.inputs) == list(b.inputs)
-    assert published(tmp_path / "out") == calm
+    assert published(tmp_path / "out") == calm_tree
     assert a.metrics["units_run"] == a.metrics["units"]
 
 
 def test_a_job_that_another_run_begins_meanwhile_is_no_foreign_folder(
-    world: WorldFiles, calm: dict[str, str], tmp_path: Path
+    files: WorldFiles, calm_tree: dict[str, str], tmp_path: Path
 ) -> None:
     """Between listing the folder and looking at it, another run writes job.json: this one goes on with the same job."""
     out = tmp_path / "out"
-    run(world, out, **TILING)
+    run(files, out, **TILING)
     with mock.patch.object(LocalStore, "entries", side_effect=[["_state"], ["_state", "job.json"]]):
         (out / "_state" / "job.json").unlink()  # the copy comes after job.json
-        assert run(world, out, **TILING).exit is Exit.DONE
-    assert published(out) == calm
+        assert run(files, out, **TILING).exit is Exit.DONE
+    assert published(out) == calm_tree
 
 
-def test_a_probe_that_another_run_has_just_removed_is_no_foreign_folder(world: WorldFiles) -> None:
+def test_a_probe_that_another_run_has_just_removed_is_no_foreign_folder(files: WorldFiles) -> None:
     """In an object store the other's probe was listed and is gone: the folder is as good as new."""
     spec = JobSpec(
-        (str(world.image),), f"memory://begun-{uuid.uuid4().hex}/out", model=world.model, labels=str(world.table),
+        (str(files.image),), f"memory://begun-{uuid.uuid4().hex}/out", model=files.model, labels=str(files.table),
         local=True, **TILING,  # type: ignore[arg-type]
     )  # fmt: skip
     with mock.patch.object(ObjectStore, "entries", side_effect=[["_state"], ["_state"], []]):
@@ -285,7 +273,7 @@ def test_a_probe_that_another_run_has_just_removed_is_no_foreign_folder(world: W
 
 
 def test_a_run_that_was_taken_for_dead_does_no_harm(
-    world: WorldFiles, calm: dict[str, str], tmp_path: Path
+    files: WorldFiles, calm_tree: dict[str, str], tmp_path: Path
 ) -> None:
     """Another run takes over in the middle: the first stops, follows, and both end with the same result."""
     taken = threading.Event()
@@ -303,8 +291,8 @@ def test_a_run_that_was_taken_for_dead_does_no_harm(
         return done
 
     with mock.patch.object(OpenUnitsRun, "execute", overtaken):
-        summary = run(world, out, **TILING)
+        summary = run(files, out, **TILING)
     assert taken.is_set()
     assert highest_epoch(open_store(out)) == 3
     assert summary.exit is Exit.DONE
-    assert published(out) == calm
+    assert published(out) == calm_tree

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 from tests.faults.fault_proxy import FaultProxy, Faults
-from tests.jobs.runs import WorldFiles, published, run, threads, write_world
+from tests.jobs.runs import WorldFiles, published, threads
 from tests.object_stores import Server, reach
-from tests.pipeline.worlds import make_world
 
 from panoptile.jobs.console import Console
 from panoptile.jobs.earlier_result import Summary
@@ -25,20 +24,8 @@ from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline import layout
 from panoptile.pipeline.store import open_store
 
+WORLD = (31, 230, 260)
 TILING = {"tile": 128, "overlap": 32}
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
-    return write_world(make_world(31, 230, 260), tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def calm(files: WorldFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The published tree of the run from disk to disk."""
-    out = tmp_path_factory.mktemp("calm") / "out"
-    run(files, out, tile=128, overlap=32)
-    return published(out)
 
 
 def segment(files: WorldFiles, source: str, out: str, **options: object) -> Summary:
@@ -65,19 +52,21 @@ def rasters(files: dict[str, str]) -> list[str]:
     return sorted(v for k, v in files.items() if k.startswith("rasters/"))
 
 
-def test_a_store_gets_the_bytes_of_a_folder(files: WorldFiles, calm: dict[str, str], s3_root: str) -> None:
+def test_a_store_gets_the_bytes_of_a_folder(
+    files: WorldFiles, calm_tree: dict[str, str], s3_root: str
+) -> None:
     """Disk to S3: the published tree is byte-identical, and the same command then does nothing."""
     summary = segment(files, str(files.image), s3_root)
     assert summary.exit == 0
     assert summary.out == s3_root
-    assert tree(s3_root) == calm
+    assert tree(s3_root) == calm_tree
     assert segment(files, str(files.image), s3_root).already_done
     (drawn,) = redraw(s3_root, 512)
     assert drawn.startswith(f"{s3_root}/previews/")
 
 
 def test_an_object_gives_the_bytes_of_a_file(
-    files: WorldFiles, calm: dict[str, str], s3_root: str, tmp_path: Path
+    files: WorldFiles, calm_tree: dict[str, str], s3_root: str, tmp_path: Path
 ) -> None:
     """S3 to disk and S3 to S3: equal trees, and the label rasters of the run from disk; the manifest names the URI."""
     source = open_store(s3_root)
@@ -86,14 +75,14 @@ def test_an_object_gives_the_bytes_of_a_file(
     assert segment(files, uri, str(tmp_path / "out")).exit == 0
     assert segment(files, f"{s3_root}/in/*.tif", f"{s3_root}/out").exit == 0
     assert tree(f"{s3_root}/out") == published(tmp_path / "out")
-    assert rasters(tree(f"{s3_root}/out")) == rasters(calm)
+    assert rasters(tree(f"{s3_root}/out")) == rasters(calm_tree)
 
 
-def test_memory_is_a_store_for_one_process(files: WorldFiles, calm: dict[str, str]) -> None:
+def test_memory_is_a_store_for_one_process(files: WorldFiles, calm_tree: dict[str, str]) -> None:
     """memory:// with --local publishes the same bytes; without --local it is refused before anything starts."""
     out = f"memory://{uuid.uuid4().hex}/out"
     assert segment(files, str(files.image), out).exit == 0
-    assert tree(out) == calm
+    assert tree(out) == calm_tree
     with pytest.raises(ValueError, match="add --local"):
         JobSpec((str(files.image),), out)
 
@@ -105,18 +94,18 @@ def panoptile(files: WorldFiles, source: str, out: str, *options: str) -> subpro
 
 
 @pytest.mark.slow
-def test_ray_workers_write_to_a_store(files: WorldFiles, calm: dict[str, str], s3_root: str) -> None:
+def test_ray_workers_write_to_a_store(files: WorldFiles, calm_tree: dict[str, str], s3_root: str) -> None:
     """Ray actors open the store by its URI and find credentials in their environment."""
     ended = panoptile(files, str(files.image), s3_root, "--workers", "2")
     assert ended.returncode == 0, ended.stderr
-    assert tree(s3_root) == calm
+    assert tree(s3_root) == calm_tree
 
 
 @pytest.mark.parametrize("kind", ["gcs", "azure"])
 def test_google_and_azure_hold_whole_jobs(
     kind: str,
     files: WorldFiles,
-    calm: dict[str, str],
+    calm_tree: dict[str, str],
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -125,7 +114,7 @@ def test_google_and_azure_hold_whole_jobs(
     source = open_store(root)
     source.put_bytes("in/image.tif", files.image.read_bytes())
     assert segment(files, source.uri("in/image.tif"), f"{root}/out").exit == 0
-    assert rasters(tree(f"{root}/out")) == rasters(calm)
+    assert rasters(tree(f"{root}/out")) == rasters(calm_tree)
 
 
 # --- refusals ------------------------------------------------------------------------------------------
@@ -184,7 +173,7 @@ def test_an_unreachable_input_ends_with_exit_6(files: WorldFiles, s3_root: str, 
 
 @pytest.mark.slow
 def test_a_store_that_ignores_put_if_absent_still_gets_the_right_bytes(
-    files: WorldFiles, calm: dict[str, str], s3_server: Server, monkeypatch: pytest.MonkeyPatch
+    files: WorldFiles, calm_tree: dict[str, str], s3_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Commits are elected, the user is told in one sentence, and the published tree is the same."""
     if s3_server.port is None:
@@ -195,7 +184,7 @@ def test_a_store_that_ignores_put_if_absent_still_gets_the_right_bytes(
         assert ended.returncode == 0, ended.stderr
         assert sum("ignores put-if-absent" in line for line in ended.stderr.splitlines()) == 1
         assert proxy.counts["dropped if-none-match"] >= 1
-        assert tree(root) == calm
+        assert tree(root) == calm_tree
         assert not [s.key for s in open_store(root).walk("_state/attempts")]
 
 

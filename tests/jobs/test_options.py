@@ -19,11 +19,7 @@ from panoptile.pipeline.raster_info import NODATA_ID
 import rasterio  # isort: skip  (after runs, which sets GDAL's environment)
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
-    return write_world(make_world(5, 200, 220), tmp_path_factory.mktemp("world"))
-
-
+WORLD = (5, 200, 220)
 TILING = {"tile": 80, "overlap": 24}
 
 

@@ -11,8 +11,7 @@ from unittest import mock
 
 import pytest
 from tests.jobs.nights import Nights
-from tests.jobs.runs import WorldFiles, published, threads, write_world
-from tests.pipeline.worlds import make_world
+from tests.jobs.runs import published, threads
 
 from panoptile.jobs import leased_run, results, segment, survey
 from panoptile.jobs.console import Console
@@ -29,18 +28,9 @@ from panoptile.jobs.verify import verify
 from panoptile.pipeline import layout
 from panoptile.pipeline.store import open_store
 
+WORLD = (6, 110, 150)
 QUIET = Console(quiet=True)
 ALL = {"a.tif", "b.tif", "c.tif"}
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
-    return write_world(make_world(seed=6, height=110, width=150), tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture
-def nights(files: WorldFiles, tmp_path: Path) -> Nights:
-    return Nights(files, tmp_path)
 
 
 def overtake(nights: Nights) -> None:

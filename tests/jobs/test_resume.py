@@ -16,9 +16,8 @@ from unittest import mock
 
 import pytest
 from tests.jobs.checkpoints import tiny_checkpoint
-from tests.jobs.runs import WorldFiles, published, run, threads, write_world
+from tests.jobs.runs import WorldFiles, published, run, threads
 from tests.jobs.test_bad_input import panoptile
-from tests.pipeline.worlds import make_world
 
 from panoptile.jobs import leased_run, open_units_run, segment
 from panoptile.jobs.console import Console
@@ -35,24 +34,8 @@ from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.store import open_store
 from panoptile.pipeline.worker import Worker
 
+WORLD = (41, 200, 210)
 TILING: dict[str, Any] = {"tile": 80, "overlap": 24}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
-    return write_world(make_world(41, 200, 210), tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def calm(world: WorldFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("calm") / "out"
-    run(world, out, **TILING)
-    return out
-
-
-@pytest.fixture
-def finished(calm: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(calm, tmp_path / "out")
 
 
 def explained(out: Path, **changes: Any) -> list[OpenUnit]:
@@ -105,17 +88,17 @@ HARMLESS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def recorded(world: WorldFiles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, JobSpec]]:
+def recorded(files: WorldFiles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, JobSpec]]:
     """A folder that holds a job of a network, none of its units done; the working directory has the flips' files."""
     folder = tmp_path_factory.mktemp("job")
     tiny_checkpoint(folder / "model")
-    shutil.copy(world.table, folder / "table.json")
+    shutil.copy(files.table, folder / "table.json")
     ring = [[500_000, 4_000_000], [500_060, 4_000_000], [500_060, 3_999_940], [500_000, 4_000_000]]
     crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32633"}}
     area = {"type": "Polygon", "coordinates": [ring], "crs": crs}
     (folder / "area.geojson").write_text(json.dumps(area))
     spec = JobSpec(
-        (str(world.image),), str(folder / "out"), model=str(folder / "model"), local=True, **TILING
+        (str(files.image),), str(folder / "out"), model=str(folder / "model"), local=True, **TILING
     )
     prepared = prepare(spec)
     model = (prepared.model.description, prepared.model.sha256)
@@ -180,14 +163,14 @@ class Pair:
 
 
 @pytest.fixture
-def pair(world: WorldFiles, tmp_path: Path) -> Pair:
+def pair(files: WorldFiles, tmp_path: Path) -> Pair:
     folder = tmp_path / "inputs"
     folder.mkdir()
-    shutil.copy(world.image, folder / "a.tif")
-    shutil.copy(world.image, folder / "b.tif")
-    files = WorldFiles(folder / "*.tif", world.labels, world.classes, world.table)
-    summary = run(files, tmp_path / "pair", **TILING)
-    return Pair(files, tmp_path / "pair", folder / "b.tif", int(summary.metrics["units"]) // 2)
+    shutil.copy(files.image, folder / "a.tif")
+    shutil.copy(files.image, folder / "b.tif")
+    both = WorldFiles(folder / "*.tif", files.labels, files.classes, files.table)
+    summary = run(both, tmp_path / "pair", **TILING)
+    return Pair(both, tmp_path / "pair", folder / "b.tif", int(summary.metrics["units"]) // 2)
 
 
 def test_a_touched_input_is_not_run_again(pair: Pair) -> None:
@@ -272,7 +255,7 @@ def test_the_command_explains_as_json_and_then_resumes(
 
 
 def test_resume_leaves_alone_what_was_given_up_unless_told_otherwise(
-    world: WorldFiles, calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: WorldFiles, calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A quarantined unit: resume ends 3 at once; with --retry-quarantined, or with segment, it is tried again."""
     out, real = tmp_path / "out", Worker.run
@@ -284,7 +267,7 @@ def test_resume_leaves_alone_what_was_given_up_unless_told_otherwise(
 
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "run", unlucky)
-        assert run(world, out, retries=0, **TILING).exit is Exit.QUARANTINED
+        assert run(files, out, retries=0, **TILING).exit is Exit.QUARANTINED
     store = open_store(out)
     [told] = explained(out)
     assert told.reason == "failed"
@@ -304,13 +287,13 @@ def test_resume_leaves_alone_what_was_given_up_unless_told_otherwise(
     assert published(out) == published(calm)
 
 
-def test_a_finished_job_lists_its_inputs_and_all_its_runs(finished: Path, world: WorldFiles) -> None:
+def test_a_finished_job_lists_its_inputs_and_all_its_runs(finished: Path, files: WorldFiles) -> None:
     """The same command again: the same inputs, assets and counts as the run told, without a replica."""
     [victim] = sorted((finished / "_state" / "commits").iterdir())[3:4]
     victim.unlink()
-    first = run(world, finished, **TILING)
+    first = run(files, finished, **TILING)
     with mock.patch.object(open_units_run, "make_pool", side_effect=AssertionError("a replica was started")):
-        again = run(world, finished, **TILING)
+        again = run(files, finished, **TILING)
     assert again.already_done
     assert list(again.inputs) == list(first.inputs)
     assert again.metrics == first.metrics

@@ -13,37 +13,24 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.jobs.runs import WorldFiles, published, run, write_world
-from tests.pipeline.worlds import make_world
+from tests.jobs.runs import WorldFiles, published
 from typer.testing import CliRunner
 
 from panoptile.jobs.cli import app
 from panoptile.jobs.lease import highest_epoch
 from panoptile.pipeline.store import open_store
 
+WORLD = (9, 640, 700)
 TILING = {"tile": 64, "overlap": 32}
 SECONDS = 240
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
-    return write_world(make_world(seed=9, height=640, width=700), tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def calm(world: WorldFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What a run alone publishes."""
-    out = tmp_path_factory.mktemp("calm") / "out"
-    run(world, out, **TILING)
-    return published(out)
-
-
 @pytest.fixture
-def line(world: WorldFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def line(files: WorldFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The command of the crontab's line, as cron hands it to the shell."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    words = ["schedule", "render", str(world.image), "-o", str(tmp_path / "out"), "--model", world.model]
-    words += ["--labels", str(world.table), "--tile", "64", "--overlap", "32", "--local", "--workers", "1"]
+    words = ["schedule", "render", str(files.image), "-o", str(tmp_path / "out"), "--model", files.model]
+    words += ["--labels", str(files.table), "--tile", "64", "--overlap", "32", "--local", "--workers", "1"]
     result = CliRunner().invoke(
         app, [*words, "--cron", "*/5 * * * *", "--as", "crontab"], catch_exceptions=False
     )
@@ -73,7 +60,7 @@ def wait_until_at_work(out: Path) -> None:
         time.sleep(0.01)
 
 
-def test_of_two_overlapping_runs_one_works(line: str, calm: dict[str, str], tmp_path: Path) -> None:
+def test_of_two_overlapping_runs_one_works(line: str, calm_tree: dict[str, str], tmp_path: Path) -> None:
     """The second says that the first is at work, and ends at once with exit 0; the first ends as if alone."""
     with scheduled(line) as first:
         wait_until_at_work(tmp_path / "out")
@@ -86,10 +73,12 @@ def test_of_two_overlapping_runs_one_works(line: str, calm: dict[str, str], tmp_
         os.kill(first.pid, signal.SIGCONT)
         _, errors = first.communicate(timeout=SECONDS)
         assert first.returncode == 0, errors
-    assert published(tmp_path / "out") == calm
+    assert published(tmp_path / "out") == calm_tree
 
 
-def test_the_next_run_takes_over_from_a_crashed_one(line: str, calm: dict[str, str], tmp_path: Path) -> None:
+def test_the_next_run_takes_over_from_a_crashed_one(
+    line: str, calm_tree: dict[str, str], tmp_path: Path
+) -> None:
     """SIGKILL in the middle: the next night's run takes the lease, does the rest, and the bytes are a calm run's."""
     with scheduled(line) as first:
         wait_until_at_work(tmp_path / "out")
@@ -99,4 +88,4 @@ def test_the_next_run_takes_over_from_a_crashed_one(line: str, calm: dict[str, s
         _, errors = second.communicate(timeout=SECONDS)
     assert second.returncode == 0, errors
     assert highest_epoch(open_store(str(tmp_path / "out"))) == 2
-    assert published(tmp_path / "out") == calm
+    assert published(tmp_path / "out") == calm_tree

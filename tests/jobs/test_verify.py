@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import Any
 import pytest
 import rasterio
 from tests.jobs.nights import Nights
-from tests.jobs.runs import WorldFiles, published, run, write_world
+from tests.jobs.runs import WorldFiles, published, run
 from tests.jobs.test_bad_input import panoptile
-from tests.pipeline.worlds import make_world
 
 from panoptile.jobs import gc, job_record
 from panoptile.jobs import verify as verify_module
@@ -26,24 +24,8 @@ from panoptile.jobs.survey import read_commits
 from panoptile.jobs.verify import verify
 from panoptile.pipeline.store import Store, open_store
 
+WORLD = (44, 200, 210)
 TILING = {"tile": 80, "overlap": 24}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
-    return write_world(make_world(44, 200, 210), tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def calm(world: WorldFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("calm") / "out"
-    run(world, out, **TILING)
-    return out
-
-
-@pytest.fixture
-def finished(calm: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(calm, tmp_path / "out")
 
 
 def _flip(path: Path) -> None:
@@ -106,7 +88,7 @@ def test_verify_finds_every_damage(case: str, finished: Path, capsys: pytest.Cap
 
 
 def test_verify_is_content_with_a_sound_folder(
-    finished: Path, world: WorldFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, files: WorldFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A finished folder, and one whose run did not finish, are as promised; a folder without a job is exit 2."""
     assert panoptile("verify", finished, "--json") == 0
@@ -119,7 +101,7 @@ def test_verify_is_content_with_a_sound_folder(
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_what_verify_names_is_made_again(finished: Path, world: WorldFiles, calm: Path) -> None:
+def test_what_verify_names_is_made_again(finished: Path, files: WorldFiles, calm: Path) -> None:
     """Delete what is named and run the same command: the folder is as promised again."""
     for pattern in (
         "rasters/*/*.segments.tif", "manifest.parquet", "_state/commits/*.json", "tiles/*.parquet", "previews/*.png",
@@ -127,7 +109,7 @@ def test_what_verify_names_is_made_again(finished: Path, world: WorldFiles, calm
     ):  # fmt: skip
         min(finished.glob(pattern)).unlink()
         assert panoptile("verify", finished) == 7
-        run(world, finished, **TILING)
+        run(files, finished, **TILING)
         assert panoptile("verify", finished) == 0
         assert published(finished) == published(calm)
 
@@ -174,10 +156,9 @@ RUNS = [
 
 @pytest.mark.parametrize(("what", "moment"), RUNS)
 def test_a_run_that_ends_meanwhile_is_no_damage(
-    what: str, moment: str, world: WorldFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, moment: str, nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever a run does while the folder is read: it is read again, and is as promised."""
-    nights = Nights(world, tmp_path)
     nights.add("a.tif")
     nights.run(**TILING)
     store = open_store(nights.out)
