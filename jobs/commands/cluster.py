@@ -72,8 +72,6 @@ def submit(
     from panoptile.jobs.prepare import prepare
     from panoptile.jobs.state import store_errors
     from panoptile.jobs.submission import finished_exit
-    from panoptile.jobs.submission import submit as handed_over
-    from panoptile.jobs.watching import watch_job
 
     if job.spec.local:
         raise invalid("--local runs on this machine: leave it out of a job for a cluster, or add --no-local.")
@@ -85,7 +83,23 @@ def submit(
         finished = finished_exit(prepared)
     if finished is not None:
         _say_done(client, job, prepared, finished, watch=watch, console=console)
-        return
+    else:
+        _hand_over(client, job, prepared, wheel=wheel, watch=watch, console=console)
+
+
+def _hand_over(
+    client: JobSubmissionClient,
+    job: ResolvedJob,
+    prepared: Prepared,
+    *,
+    wheel: str | None,
+    watch: bool,
+    console: Console,
+) -> None:
+    """Hand the job over, or attach to it where it runs already; with ``watch`` stay to its end and its exit code."""
+    from panoptile.jobs.submission import submit as handed_over
+    from panoptile.jobs.watching import watch_job
+
     submitted = handed_over(
         client, prepared, wheel=wheel, say=console.say, accepted=lambda: job.write_saved(console)
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -12,6 +13,9 @@ from panoptile.jobs.console import Console
 from panoptile.jobs.exits import invalid
 from panoptile.jobs.job_options import ResolvedJob, with_job_options
 from panoptile.jobs.spec import InputKind, JobSpec
+
+if TYPE_CHECKING:
+    from panoptile.jobs.schedule import Target
 
 Cron = Annotated[str, typer.Option(metavar="'M H D M W'", help="When to run: five cron fields.")]
 As = Annotated[
@@ -80,23 +84,49 @@ def render(
 ) -> None:
     """Print the manifest of an idempotent run that does what is new or changed, never two at a time."""
     from panoptile.jobs.manifests import render as rendered
-    from panoptile.jobs.schedule import POD, TARGETS, USED_BY, Schedule, Target
+    from panoptile.jobs.schedule import Schedule
 
-    if as_ in get_args(InputKind):
-        raise invalid(
-            f"--as names the scheduler here ({', '.join(TARGETS)}): say what the sources are in a job file, as kind: {as_}."
-        )
-    if as_ not in TARGETS:
-        raise invalid(f"--as is one of {', '.join(get_args(Target))}, got {as_!r}.")
+    target = _target(as_)
     pods = {
         "image": image, "namespace": namespace, "secret": secret, "claim": volume_claim, "gpus": pod_gpus,
         "cpus": pod_cpus, "memory": pod_memory, "deadline": deadline,
     }  # fmt: skip
     given: dict[str, Any] = {option: value for option, value in pods.items() if value is not None}
-    idle = [option for option in given if option not in USED_BY[as_]]
+    _check_used(given, target)
+    _check_choices(job)
+    spec = _from_anywhere(job.spec)
+    schedule = Schedule(spec, cron, name, timezone, job_file=_whole_job_file(job, spec), **given)
+    text = rendered(schedule, target)
+    job.write_saved(console)
+    console.data(text.rstrip("\n"), {"as": target, "manifest": text}, as_is=True)
+
+
+def _target(as_: str) -> Target:
+    """The scheduler that --as names. Raises :class:`JobError` (exit 2) for anything else."""
+    from panoptile.jobs.schedule import TARGETS
+
+    if as_ in get_args(InputKind):
+        raise invalid(
+            f"--as names the scheduler here ({', '.join(TARGETS)}): say what the sources are in a job file, as kind: {as_}."
+        )
+    for target in TARGETS:
+        if as_ == target:
+            return target
+    raise invalid(f"--as is one of {', '.join(TARGETS)}, got {as_!r}.")
+
+
+def _check_used(given: Collection[str], target: Target) -> None:
+    """Refuse an option of the schedule that says nothing to its target."""
+    from panoptile.jobs.schedule import POD, USED_BY
+
+    idle = [option for option in given if option not in USED_BY[target]]
     if idle:
         flag = {"claim": "--volume-claim"}.get(idle[0], f"--{'pod-' * (idle[0] in POD)}{idle[0]}")
-        raise invalid(f"{flag} says nothing to --as {as_}: leave it out.")
+        raise invalid(f"{flag} says nothing to --as {target}: leave it out.")
+
+
+def _check_choices(job: ResolvedJob) -> None:
+    """Refuse what a scheduled run would not heed."""
     if job.origins["if_running"] != "default" and job.spec.if_running != "skip":
         raise invalid(
             f"--if-running {job.spec.if_running} cannot be scheduled: a run that finds another at work always leaves it "
@@ -106,11 +136,6 @@ def render(
         raise invalid(
             "--no-incremental cannot be scheduled: every scheduled run is incremental. Leave it out."
         )
-    spec = _from_anywhere(job.spec)
-    schedule = Schedule(spec, cron, name, timezone, job_file=_whole_job_file(job, spec), **given)
-    text = rendered(schedule, as_)
-    job.write_saved(console)
-    console.data(text.rstrip("\n"), {"as": as_, "manifest": text}, as_is=True)
 
 
 def _from_anywhere(spec: JobSpec) -> JobSpec:
