@@ -19,7 +19,7 @@ from panoptile.pipeline.plan import RasterPlan
 from panoptile.pipeline.video_plan import VideoPlan
 
 _SHOWN = 50
-"""Inputs that a table lists."""
+"""Inputs that a table or a summary lists."""
 
 
 def plan_line(prepared: Prepared) -> str:
@@ -184,18 +184,14 @@ def summary_text(summary: Summary) -> str:
         return f"skipped {summary.out}: another run of this job is at work on it"
     if summary.already_done:
         return f"done    {summary.out} holds the finished result of this very job; nothing was run"
-    lines, out = [], near(summary.out)
-    for f in summary.inputs:
-        lines += ["", shown(near(f.plan.uri)), _class_table(prepared.model.classes, f)]
-        lines += [f"  {out}/{a.key}" for a in f.assets]
-        if f.preview:
-            lines.append(f"  {out}/{f.preview}")
-        if f.suspects:
-            lines.append(f"  {f.suspects} merged objects hold two segments of one tile: possible over-merges")
-        if f.missing_units:
-            lines.append(
-                f"  {len(f.missing_units)} units are missing and nodata in the result: see deadletter.parquet"
-            )
+    inputs = summary.inputs
+    lines = [
+        line for f in inputs[:_SHOWN] for line in _input_lines(prepared.model.classes, f, near(summary.out))
+    ]
+    if len(inputs) > _SHOWN:
+        lines += ["", *_and_more(len(inputs)), f"  {near(summary.out)}/manifest.parquet lists every file"]
+        lacking = sum(bool(f.missing_units) for f in inputs[_SHOWN:])
+        lines += [f"  {lacking:,} of them lack units: see deadletter.parquet"] if lacking else []
     m = summary.metrics
     has_rasters = any(isinstance(p, RasterPlan) for p in prepared.plans)
     lines += [
@@ -205,6 +201,20 @@ def summary_text(summary: Summary) -> str:
         *_saturation(m, has_rasters),
     ]
     return "\n".join(lines)
+
+
+def _input_lines(classes: ClassTable, f: FinishedInput, out: str) -> list[str]:
+    """What was found in one input, and its files."""
+    lines = ["", shown(near(f.plan.uri)), _class_table(classes, f), *(f"  {out}/{a.key}" for a in f.assets)]
+    if f.preview:
+        lines.append(f"  {out}/{f.preview}")
+    if f.suspects:
+        lines.append(f"  {f.suspects} merged objects hold two segments of one tile: possible over-merges")
+    if f.missing_units:
+        lines.append(
+            f"  {len(f.missing_units)} units are missing and nodata in the result: see deadletter.parquet"
+        )
+    return lines
 
 
 def near(path: str) -> str:

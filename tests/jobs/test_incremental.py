@@ -19,6 +19,7 @@ from panoptile.jobs import stac
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.report import gather
+from panoptile.jobs.report_text import summary_text
 from panoptile.jobs.resume import recorded_spec
 from panoptile.jobs.verify import verify
 from panoptile.pipeline.store import open_store
@@ -284,3 +285,18 @@ def test_a_mosaic_does_not_grow(nights: Nights) -> None:
     """A new sheet would change the whole."""
     with pytest.raises(ValueError, match="--mosaic"):
         nights.spec(mosaic=True)
+
+
+def test_a_summary_of_many_inputs_ends(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lists the first inputs, says how many more there are and where their files are named."""
+    nights.add("a.tif", "b.tif", "c.tif")
+    summary = nights.run()
+    whole = summary_text(summary)
+    assert [whole.count(f"/{name}.tif") for name in "abc"] == [1, 1, 1]
+    assert "more" not in whole
+    monkeypatch.setattr("panoptile.jobs.report_text._SHOWN", 1)
+    text = summary_text(summary)
+    assert [text.count(f"/{name}.tif") for name in "abc"] == [1, 0, 0]
+    assert "… and 2 more" in text
+    assert "manifest.parquet lists every file" in text
+    assert text.splitlines()[-2:] == whole.splitlines()[-2:]
