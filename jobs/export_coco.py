@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from panoptile.jobs.exits import invalid
 from panoptile.jobs.export_images import ImageDataset, Part, TiledImage
@@ -31,13 +30,8 @@ class InstancesDocument:
         self._document = JsonDocument(path, ("images", "annotations"))
         self._annotations = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._document.__exit__(kind, error, trace)
+    def close(self) -> None:
+        self._document.close()
 
     def add(self, image: TiledImage) -> None:
         """Add one image and its things."""
@@ -72,13 +66,8 @@ class CocoWriter:
         self._images.mkdir()
         self._document = InstancesDocument(folder / "annotations" / f"instances_{SUBSET}.json", dataset)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._document.__exit__(kind, error, trace)
+    def close(self) -> None:
+        self._document.close()
 
     def add(self, image: TiledImage) -> None:
         image.save(self._images)

@@ -8,8 +8,7 @@ Datumaro finds this layout by itself, and ``panoptile eval`` takes the folder as
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,13 +37,8 @@ class CocoPanopticWriter:
             path.mkdir(parents=True)
         self._document = JsonDocument(self._masks.with_suffix(".json"), ("images", "annotations"))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._document.__exit__(kind, error, trace)
+    def close(self) -> None:
+        self._document.close()
 
     def add(self, image: TiledImage) -> None:
         image.save(self._images)

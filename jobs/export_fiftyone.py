@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -66,13 +64,8 @@ class FiftyOneWriter:
         self._dtype: type[np.unsignedinteger] = np.uint8 if most <= 0xFF else np.uint16
         self._document = InstancesDocument(folder / "labels.json", dataset)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._document.__exit__(kind, error, trace)
+    def close(self) -> None:
+        self._document.close()
 
     def add(self, image: TiledImage) -> None:
         image.save(self._folder / "data")

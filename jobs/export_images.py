@@ -120,8 +120,12 @@ class ImageWriter(Protocol):
 
     def finish(self) -> None: ...
 
+    def close(self) -> None:
+        """Close all files, finished or not."""
+        ...
 
-OpenWriter = Callable[[Path, ImageDataset], contextlib.AbstractContextManager[ImageWriter]]
+
+OpenWriter = Callable[[Path, ImageDataset], ImageWriter]
 """Starts to write a format into an empty folder."""
 
 
@@ -150,7 +154,7 @@ def export_images(
         with (
             _errors(output),
             new_folder(output) as whole,
-            open_writer(whole, dataset) as writer,
+            contextlib.closing(open_writer(whole, dataset)) as writer,
         ):
             _write(writer, _Cutter(run, side, frozenset(c.class_id for c in wanted), say), infos, out)
     return [str(output)]

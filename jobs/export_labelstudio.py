@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -48,13 +47,8 @@ class LabelStudioWriter:
         self._images.mkdir()
         self._tasks = JsonList(folder / "tasks.json")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._tasks.__exit__(kind, error, trace)
+    def close(self) -> None:
+        self._tasks.close()
 
     def add(self, image: TiledImage) -> None:
         image.save(self._images)

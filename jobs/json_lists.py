@@ -6,8 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 
 class JsonList:
@@ -19,12 +18,7 @@ class JsonList:
         self._file = path.open("w", encoding="utf-8")
         self._file.write("[")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._file.close()
 
     def append(self, item: Mapping[str, Any]) -> None:
@@ -47,14 +41,9 @@ class JsonDocument:
         self._path = path
         self._lists = {name: JsonList(path.with_name(f".{path.stem}.{name}")) for name in lists}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         for items in self._lists.values():
-            items.__exit__(kind, error, trace)
+            items.close()
 
     def append(self, name: str, item: Mapping[str, Any]) -> int:
         """Add an item to the list ``name``; returns its number, from 1."""

@@ -66,3 +66,16 @@ def read_commit(store: Store, unit: Unit) -> Commit | None:
         return commit if store.size(commit.fragment) == commit.size else None
     except (FileNotFoundError, ValueError):
         return None
+
+
+def withdraw_damaged(store: Store, damaged: Sequence[Unit]) -> None:
+    """Withdraw the commits of units whose fragments are not what was committed: they will be redone.
+
+    Raises ``ValueError`` where there are any: nothing may be made of the others now.
+    """
+    for unit in damaged:
+        store.delete(commit_key(unit))
+    if damaged:
+        raise ValueError(
+            f"{len(damaged)} fragments, the first of {damaged[0].id}, are not what was committed"
+        )

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline.any_plan import AnyPlan
+from panoptile.pipeline.commit import withdraw_damaged
 from panoptile.pipeline.fault_points import reach
 from panoptile.pipeline.joined import Fragments, Joined, JoinedLabels, join
-from panoptile.pipeline.layout import commit_key, preview_key, tile_table_key
+from panoptile.pipeline.layout import preview_key, tile_table_key
 from panoptile.pipeline.memory import release_unused
 from panoptile.pipeline.plan import RasterPlan, Unit
 from panoptile.pipeline.preview import write_preview
@@ -118,7 +119,7 @@ def finish_input(
     with contextlib.closing(Fragments(store, plan)) as fragments:
         started = time.perf_counter()
         reach("stitch.before")
-        _withdraw_damaged(store, fragments)
+        withdraw_damaged(store, fragments.damaged())
         joined = join(fragments, things, keep)
         release_unused()
         reach("stitch.after")
@@ -157,17 +158,6 @@ def _put_tile_table(store: Store, plan: RasterPlan, fragments: Fragments, joined
     key = tile_table_key(plan.info.key)
     store.put_bytes(key, data)
     return Asset(key, hashlib.sha256(data).hexdigest(), len(data))
-
-
-def _withdraw_damaged(store: Store, fragments: Fragments) -> None:
-    """Withdraw the commits of fragments that are not what was committed, and stop: the units will be redone."""
-    damaged = fragments.damaged()
-    for unit in damaged:
-        store.delete(commit_key(unit))
-    if damaged:
-        raise ValueError(
-            f"{len(damaged)} fragments, the first of {damaged[0].id}, are not what was committed"
-        )
 
 
 def _publish_files(

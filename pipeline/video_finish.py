@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from panoptile.model.classes import ClassTable
+from panoptile.pipeline.commit import withdraw_damaged
 from panoptile.pipeline.fault_points import reach
 from panoptile.pipeline.finish import Asset, ClassCount, FinishedInput, put_asset
-from panoptile.pipeline.layout import commit_key, preview_key
+from panoptile.pipeline.layout import preview_key
 from panoptile.pipeline.link_options import LinkOptions
 from panoptile.pipeline.stitch import NodeFilter
 from panoptile.pipeline.store import Store
@@ -41,7 +42,7 @@ def finish_video(
     fragments = VideoFragments(store, plan)
     started = time.perf_counter()
     reach("stitch.before")
-    _withdraw_damaged(store, fragments)
+    withdraw_damaged(store, fragments.damaged())
     with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
         scratch = Path(folder)
         linked = link_video(fragments, things, products.link, scratch / "ids")
@@ -67,17 +68,6 @@ def finish_video(
         publish_seconds=time.perf_counter() - done_linking,
         failed_tiles=published.failed_frames,
     )
-
-
-def _withdraw_damaged(store: Store, fragments: VideoFragments) -> None:
-    """Withdraw the commits of fragments that are not what was committed, and stop: the units will be redone."""
-    damaged = fragments.damaged()
-    for unit in damaged:
-        store.delete(commit_key(unit))
-    if damaged:
-        raise ValueError(
-            f"{len(damaged)} fragments, the first of {damaged[0].id}, are not what was committed"
-        )
 
 
 def _put(
