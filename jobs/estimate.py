@@ -12,6 +12,7 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from panoptile.jobs.exits import Exit, JobError, invalid
@@ -19,6 +20,7 @@ from panoptile.jobs.prepare import Prepared
 from panoptile.pipeline.attempt import Attempt, UnitError, UnitReport
 from panoptile.pipeline.layout import plan_key
 from panoptile.pipeline.plan import Unit
+from panoptile.pipeline.pool import IN_FLIGHT
 from panoptile.pipeline.store import open_store
 from panoptile.pipeline.worker import Worker, WorkerSpec
 
@@ -87,7 +89,7 @@ def estimate(prepared: Prepared, units: Sequence[Unit], wanted: int, price: floa
         try:
             for group in groups[:WARM_UP]:
                 _run(worker, group)
-            reports = [_run(worker, group) for group in groups]
+            reports = _run_all(worker, groups)
         finally:
             worker.close()
     return _extrapolated(reports, sum(unit.count for unit in units), start_seconds, price)
@@ -125,6 +127,20 @@ def sample(units: Sequence[Unit], wanted: int, batch: int, *, seed: str) -> list
             groups[unit, first] = _Group(unit, items)
         position += unit.count
     return list(groups.values())
+
+
+def _run_all(worker: Worker, groups: Sequence[_Group]) -> list[UnitReport]:
+    """As in a run: while one group holds the replica, the next is read and the one before is encoded.
+
+    Those take cores, and the interpreter, from a replica that computes on the CPU.
+    """
+    with ThreadPoolExecutor(IN_FLIGHT, "sample") as threads:
+        running = [threads.submit(_run, worker, group) for group in groups]
+        try:
+            return [future.result() for future in running]
+        finally:
+            for future in running:
+                future.cancel()
 
 
 def _run(worker: Worker, group: _Group) -> UnitReport:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,10 @@ from panoptile.jobs.plan_report import pending, to_do
 from panoptile.jobs.prepare import Prepared, prepare
 from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline import gdal_env
+from panoptile.pipeline.attempt import UnitReport
 from panoptile.pipeline.plan import RasterPlan, Unit
+from panoptile.pipeline.pool import IN_FLIGHT
+from panoptile.pipeline.worker import Worker
 
 gdal_env.configure()  # before rasterio
 
@@ -74,6 +79,21 @@ def test_a_steady_model_is_estimated_well(tmp_path: Path, monkeypatch: pytest.Mo
     assert found.replica_seconds == pytest.approx(found.seconds_per_item * prepared.tiles)
     assert found.cost == pytest.approx(found.replica_seconds)
     assert not (tmp_path / "out").exists()
+
+
+def test_samples_overlap_as_units_of_a_run_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one group holds the replica another is read or encoded: alone, a group on a CPU would seem too cheap."""
+    prepared = job(tmp_path)
+    object.__setattr__(prepared.model, "factory", FakeFactory(0.001))
+    run, both, calls = module._run, threading.Barrier(IN_FLIGHT), itertools.count()
+
+    def meet(worker: Worker, group: module._Group) -> UnitReport:
+        if next(calls) >= module.WARM_UP:
+            both.wait(timeout=60)
+        return run(worker, group)
+
+    monkeypatch.setattr(module, "_run", meet)
+    assert estimate(prepared, everything(prepared), 2 * IN_FLIGHT, None).sampled == 2 * IN_FLIGHT
 
 
 def test_the_whole_job_as_sample_has_no_error(tmp_path: Path) -> None:
