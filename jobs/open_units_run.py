@@ -10,7 +10,7 @@ from panoptile.jobs.event_log import EventLog
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.prepare import Prepared
 from panoptile.jobs.publishing import StreamedPublishing, longest_first, make_background
-from panoptile.jobs.replicas import make_pool
+from panoptile.jobs.replicas import make_workers
 from panoptile.jobs.run_log import RunLog
 from panoptile.pipeline.attempt import UnitReport
 from panoptile.pipeline.driver import Interrupted, Listener, TooManyFailures, run_units
@@ -42,8 +42,9 @@ class OpenUnitsRun:
 
         Raises :class:`JobError` with exit code 4 or 6, and what ends a process that was told to stop.
         """
-        pool, stop = make_pool(self._prepared, len(todo))
-        background = make_background(self._prepared.spec, len({unit.key for unit in todo}))
+        workers = make_workers(self._prepared, len(todo))
+        pool, inputs = workers.pool, len({unit.key for unit in todo})
+        background = make_background(self._prepared.spec, inputs, workers.publishers)
         streamed = StreamedPublishing(self._prepared, background, self._console.say)
         try:
             pool.start()
@@ -60,7 +61,7 @@ class OpenUnitsRun:
         finally:
             streamed.close()
             pool.close()
-            stop()
+            workers.stop()
 
     def _run(
         self, pool: Pool, streamed: StreamedPublishing, todo: list[Unit], allowed_failures: int

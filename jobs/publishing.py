@@ -121,20 +121,18 @@ def longest_first(units: Iterable[Unit]) -> list[Unit]:
     return sorted(listed, key=lambda unit: (-counts[unit.key], seen[unit.key]))
 
 
-def make_background(spec: JobSpec, inputs: int) -> Background | None:
-    """Where inputs are published beside the replicas; None where they are not: one input, or a store of one process.
+def make_background(spec: JobSpec, inputs: int, at_once: int) -> Background | None:
+    """Where up to ``at_once`` inputs are published beside the replicas; None where they are not.
 
-    Ray must be connected, unless the job is local.
+    That is so for one input, and for a store of one process. Ray must be connected, unless the job is local.
     """
     if inputs < 2 or needs_one_process(spec.out):
         return None
     if spec.local:
-        return ProcessBackground(1, threads=spec.threads)
-    import ray
-
+        return ProcessBackground(at_once, threads=spec.threads)
     from panoptile.pipeline.ray_background import RayBackground
 
-    return RayBackground(max(2, sum(node["Alive"] for node in ray.nodes())), threads=spec.threads)
+    return RayBackground(at_once, threads=spec.threads)
 
 
 class StreamedPublishing:

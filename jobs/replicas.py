@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import psutil
 
@@ -15,9 +16,25 @@ from panoptile.pipeline.process_pool import ProcessPool, visible_gpus
 from panoptile.pipeline.remote_uri import needs_one_process
 from panoptile.pipeline.worker import WorkerSpec
 
+MOST_PUBLISHERS = 8
+"""Inputs that one machine publishes at once beside its replicas, at most."""
+PUBLISHER_BYTES = 600 * 2**20
+"""Memory of publishing one input of any size (tests/benchmarks/bounded.py), with some room."""
 
-def make_pool(prepared: Prepared, units: int) -> tuple[Pool, Callable[[], None]]:
-    """The pool that the job asks for, and what to call when it is over. Raises :class:`JobError`."""
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """What a job runs on."""
+
+    pool: Pool
+    publishers: int
+    """Inputs that may be published at once while the replicas work."""
+    stop: Callable[[], None]
+    """To be called when it is over."""
+
+
+def make_workers(prepared: Prepared, units: int) -> Workers:
+    """The pool that the job asks for. Raises :class:`JobError`."""
     spec = prepared.spec
     worker = WorkerSpec(
         spec.out, prepared.model.factory, spec.batch, prepared.model.channels, threads=spec.threads
@@ -25,11 +42,12 @@ def make_pool(prepared: Prepared, units: int) -> tuple[Pool, Callable[[], None]]
     if needs_one_process(spec.out):
         if not spec.local:
             raise invalid(f"{spec.out} is seen by this process alone: write to it with --local.")
-        return LocalPool(worker, min(worker_count(prepared, 0), units)), lambda: None
+        return Workers(LocalPool(worker, min(worker_count(prepared, 0), units)), 1, lambda: None)
     if spec.local:
         gpus = visible_gpus()
         count = min(worker_count(prepared, len(gpus)), units)
-        return ProcessPool(worker, count, gpus=gpus, start_timeout=spec.start_timeout), lambda: None
+        pool: Pool = ProcessPool(worker, count, gpus=gpus, start_timeout=spec.start_timeout)
+        return Workers(pool, publishers(count, spec.threads), lambda: None)
     import ray
 
     from panoptile.pipeline.ray_connection import connect_ray
@@ -42,14 +60,32 @@ def make_pool(prepared: Prepared, units: int) -> tuple[Pool, Callable[[], None]]
     interrupt.reinstall()
     cpus = None if found.private else found.cpus
     count = min(worker_count(prepared, found.gpus, cpus), units)
-    pool: Pool = RayPool(
+    pool = RayPool(
         worker,
         count,
         gpus=1 if found.gpus or spec.accelerator_type else 0,
         start_timeout=spec.start_timeout,
         accelerator_type=spec.accelerator_type,
     )
-    return pool, ray.shutdown if found.opened else lambda: None
+    machines = sum(node["Alive"] for node in ray.nodes())
+    beside = max(2, publishers(count, spec.threads, cores=cpus, machines=machines))
+    return Workers(pool, beside, ray.shutdown if found.opened else lambda: None)
+
+
+def publishers(replicas: int, threads: int, *, cores: int | None = None, machines: int = 1) -> int:
+    """How many inputs may be published at once: one a machine, more where the replicas leave cores to spare.
+
+    A replica's own threads count, and one core for what it reads and encodes. Small inputs take 50 ms of a core each,
+    which is longer than a GPU needs for them.
+
+    Args:
+        cores: of all machines; None for this machine, whose free memory counts, too.
+    """
+    most = MOST_PUBLISHERS * machines
+    if cores is None:
+        cores = usable_cores()
+        most = min(most, psutil.virtual_memory().available // PUBLISHER_BYTES)
+    return int(max(machines, min(most, cores - replicas * (threads + 1))))
 
 
 def worker_count(prepared: Prepared, gpus: int, cpus: int | None = None) -> int:

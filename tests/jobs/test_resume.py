@@ -180,7 +180,7 @@ def test_a_touched_input_is_not_run_again(pair: Pair) -> None:
         os.utime(pair.second, (seconds, seconds))
         assert explained(pair.out) == []
         with mock.patch.object(
-            open_units_run, "make_pool", side_effect=AssertionError("a replica was started")
+            open_units_run, "make_workers", side_effect=AssertionError("a replica was started")
         ):
             assert run(pair.files, pair.out, **TILING).exit is Exit.DONE
     assert published(pair.out) == before
@@ -277,7 +277,9 @@ def test_resume_leaves_alone_what_was_given_up_unless_told_otherwise(
         False,
         True,
     ]
-    with mock.patch.object(open_units_run, "make_pool", side_effect=AssertionError("a replica was started")):
+    with mock.patch.object(
+        open_units_run, "make_workers", side_effect=AssertionError("a replica was started")
+    ):
         left = segment.run_job(prepared, Console(quiet=True), retry_quarantined=False)
     assert (left.exit, left.already_done) == (Exit.QUARANTINED, True)
     with threads():
@@ -292,7 +294,9 @@ def test_a_finished_job_lists_its_inputs_and_all_its_runs(finished: Path, files:
     [victim] = sorted((finished / "_state" / "commits").iterdir())[3:4]
     victim.unlink()
     first = run(files, finished, **TILING)
-    with mock.patch.object(open_units_run, "make_pool", side_effect=AssertionError("a replica was started")):
+    with mock.patch.object(
+        open_units_run, "make_workers", side_effect=AssertionError("a replica was started")
+    ):
         again = run(files, finished, **TILING)
     assert again.already_done
     assert list(again.inputs) == list(first.inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -23,9 +24,11 @@ from panoptile.jobs.event_log import read_events
 from panoptile.jobs.exits import Exit
 from panoptile.jobs.models import ResolvedModel
 from panoptile.jobs.publishing import PublishCall, StreamedPublishing, longest_first, make_background
+from panoptile.jobs.replicas import PUBLISHER_BYTES, publishers
 from panoptile.jobs.segment import run_job
 from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline.attempt import UnitReport
+from panoptile.pipeline.background import Background
 from panoptile.pipeline.driver import Listener
 from panoptile.pipeline.plan import Unit
 from panoptile.pipeline.store import open_store
@@ -139,11 +142,55 @@ class InlineBackground:
 def test_one_input_and_a_store_of_one_process_need_no_background() -> None:
     """Nothing is started where nothing could be gained, or where another process would not see the store."""
     local = JobSpec(("a",), "out", local=True)
-    assert make_background(local, 1) is None
-    assert make_background(JobSpec(("a",), "memory://out", local=True), 5) is None
-    background = make_background(local, 5)
+    assert make_background(local, 1, 3) is None
+    assert make_background(JobSpec(("a",), "memory://out", local=True), 5, 3) is None
+    background = make_background(local, 5, 3)
     assert background is not None
     background.close()
+
+
+@pytest.mark.parametrize(
+    ("cores", "replicas", "threads", "machines", "expected"),
+    [
+        (2, 1, 1, 1, 1),  # no core to spare, yet one input is published at a time
+        (8, 8, 1, 1, 1),
+        (8, 1, 1, 1, 6),
+        (8, 1, 4, 1, 3),
+        (64, 8, 1, 1, 8),
+        (192, 24, 1, 3, 24),
+        (6, 3, 1, 3, 3),  # one a machine
+    ],
+)
+def test_spare_cores_publish(cores: int, replicas: int, threads: int, machines: int, expected: int) -> None:
+    """What the replicas leave over, at most eight a machine, at least one."""
+    assert publishers(replicas, threads, cores=cores, machines=machines) == expected
+
+
+def test_spare_cores_publish_no_more_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this machine free memory counts."""
+    monkeypatch.setattr("panoptile.jobs.replicas.usable_cores", lambda: 16)
+    memory = namedtuple("memory", "available")
+    for free, expected in ((2**40, 8), (int(3.5 * PUBLISHER_BYTES), 3), (0, 1)):
+        monkeypatch.setattr("psutil.virtual_memory", lambda free=free: memory(free))
+        assert publishers(1, 1) == expected
+
+
+def test_as_many_inputs_are_published_at_once_as_may(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the machine has to spare is what the background gets, and the bytes are the same."""
+    given: list[int] = []
+
+    def made(spec: JobSpec, inputs: int, at_once: int) -> Background | None:
+        given.append(at_once)
+        return make_background(spec, inputs, at_once)
+
+    monkeypatch.setattr("panoptile.jobs.open_units_run.make_background", made)
+    run(scenes, tmp_path / "one")
+    monkeypatch.setattr("panoptile.jobs.replicas.publishers", lambda *_, **__: 3)
+    run(scenes, tmp_path / "three")
+    assert given[1] == 3
+    assert published(tmp_path / "one") == published(tmp_path / "three")
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 99)), max_size=60))

@@ -154,7 +154,7 @@ def test_relinking_changes_tracks_and_nothing_else(clip: Clip, monkeypatch: pyte
     def no_pool(*_: object) -> None:
         raise AssertionError("relinking started a worker")
 
-    monkeypatch.setattr(open_units_run, "make_pool", no_pool)
+    monkeypatch.setattr(open_units_run, "make_workers", no_pool)
     summary = relink(prepare_relink(store, {"max_age": 0.0}), QUIET)
     assert not summary.already_done
     assert len(tracks(store)) > sum(np.unique(clip.world.labels) > 0)
