@@ -38,11 +38,11 @@ from panoptile.pipeline import (
     gdal_env,  # noqa: F401  (GDAL's environment, before rasterio)
     layout,
 )
+from panoptile.pipeline.footprint import Box, Footprint, around, footprint
 from panoptile.pipeline.redaction import redacted
 from panoptile.pipeline.store import Store, open_store
 
 import rasterio.crs  # isort: skip  (after gdal_env)
-import rasterio.warp  # isort: skip
 
 FOLDER = "catalog"
 MAX_WRITES = 5
@@ -88,14 +88,14 @@ def _write(store: Store, listed: bytes) -> list[str]:
         classes = published_classes(store, Path(folder))
     assets = _assets(store, listed)
     written = store.read_all(f"{FOLDER}/items")
-    links, boxes, times = [], [], []
+    links, boxes, times = [], list[Box](), []
     for item in _items(store, job, classes, assets):
         name = f"items/{item.id}.json"
         data = _json(item.to_dict(include_self_link=False, transform_hrefs=False))
         if written.pop(f"{FOLDER}/{name}", None) != data:
             store.put_bytes(f"{FOLDER}/{name}", data)
         links.append({"rel": "item", "href": f"./{name}", "type": "application/geo+json"})
-        boxes += [item.bbox] if item.bbox else []
+        boxes += [(item.bbox[0], item.bbox[1], item.bbox[2], item.bbox[3])] if item.bbox else []
         times += [item.datetime] if item.datetime else []
     model = _model_item(job, classes)
     store.put_bytes(
@@ -147,13 +147,13 @@ def _item(
     assets: list[dict[str, Any]],
 ) -> pystac.Item:
     about = plan.get("info") or plan.get("index") or plan
-    geometry, bbox = _place(about)
+    place = _place(about)
     source = redacted(str(about.get("uri") or plan.get("uri") or key))
     taken = datetime.fromtimestamp(int(about.get("mtime_ns") or 0) / 1e9, UTC)
     item = pystac.Item(
         key,
-        geometry,
-        bbox,
+        place.geometry if place else None,
+        list(place.box) if place else None,
         taken,
         {
             "title": source.rsplit("/", 1)[-1],
@@ -181,22 +181,12 @@ def _item(
     return item
 
 
-def _place(about: dict[str, Any]) -> tuple[dict[str, Any] | None, list[float] | None]:
-    """(footprint, box) in longitude and latitude; (None, None) where the input has no place on Earth."""
+def _place(about: dict[str, Any]) -> Footprint | None:
+    """None where the input has no place on Earth."""
     if not about.get("crs_wkt") or not about.get("georeferenced"):
-        return None, None
-    a, b, c, d, e, f = about["transform"][:6]
-    width, height = about["width"], about["height"]
-    ring = [(0, 0), (0, height), (width, height), (width, 0), (0, 0)]
-    polygon = {"type": "Polygon", "coordinates": [[(a * x + b * y + c, d * x + e * y + f) for x, y in ring]]}
+        return None
     crs = rasterio.crs.CRS.from_wkt(about["crs_wkt"])
-    try:
-        geometry: dict[str, Any] = rasterio.warp.transform_geom(crs, "EPSG:4326", polygon, precision=7)
-    except rasterio.errors.CRSError:
-        return None, None
-    points = geometry["coordinates"][0]
-    xs, ys = [p[0] for p in points], [p[1] for p in points]
-    return geometry, [min(xs), min(ys), max(xs), max(ys)]
+    return footprint(crs, about["transform"][:6], (about["height"], about["width"]))
 
 
 def _add_asset(item: pystac.Item, row: dict[str, Any], about: dict[str, Any], classes: ClassTable) -> None:
@@ -304,14 +294,9 @@ def _model_item(job: dict[str, Any], classes: ClassTable) -> pystac.Item:
 
 
 def _collection(
-    store: Store, job: dict[str, Any], boxes: list[list[float]], times: list[datetime]
+    store: Store, job: dict[str, Any], boxes: list[Box], times: list[datetime]
 ) -> pystac.Collection:
-    whole = [
-        min((b[0] for b in boxes), default=WORLD[0]),
-        min((b[1] for b in boxes), default=WORLD[1]),
-        max((b[2] for b in boxes), default=WORLD[2]),
-        max((b[3] for b in boxes), default=WORLD[3]),
-    ]
+    whole = list(around(boxes)) if boxes else WORLD
     span: list[datetime | None] = [min(times), max(times)] if times else [None, None]
     return pystac.Collection(
         FOLDER,

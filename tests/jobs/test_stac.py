@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -20,7 +21,8 @@ from pystac.extensions.mlm import MLMExtension
 from pystac.extensions.projection import ProjectionExtension
 from pystac.extensions.raster import RasterExtension
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
-from tests.jobs.runs import run, write_world
+from rasterio.transform import Affine
+from tests.jobs.runs import WorldFiles, run, write_world
 from tests.pipeline.worlds import make_world
 
 from panoptile.jobs.exits import JobError
@@ -114,6 +116,53 @@ def test_any_name_makes_a_valid_document(out: Path, tmp_path: Path) -> None:
     assert set(names) <= {c.get("title") for c in classes}
     [source] = [link["href"] for link in item["links"] if link["rel"] == "derived_from"]
     assert unquote(urlsplit(source).path) == "/data/100% #1?.tif"
+
+
+def placed(files: WorldFiles, folder: Path, places: dict[str, tuple[str, Affine]]) -> Path:
+    """A finished job over copies of a world's image that lie elsewhere, by name, with its catalogue."""
+    (folder / "in").mkdir(parents=True)
+    for name, (crs, transform) in places.items():
+        path = folder / "in" / f"{name}.tif"
+        shutil.copy(files.image, path)
+        with rasterio.open(path, "r+") as raster:
+            raster.crs, raster.transform = rasterio.CRS.from_user_input(crs), transform
+    run(dataclasses.replace(files, image=folder / "in"), folder / "out", tile=128, overlap=32)
+    write_catalog(str(folder / "out"))
+    return folder / "out"
+
+
+def test_places_on_earth_and_off_it(tmp_path: Path) -> None:
+    """A site's own grid and the Moon have no geometry and stop nothing; over the antimeridian west is above east."""
+    files = write_world(make_world(seed=3, height=200, width=260), tmp_path)
+    local, degrees = Affine(0.5, 0, 500, 0, -0.5, 520), Affine(1e-4, 0, 179.99, 0, -1e-4, 10)
+    out = placed(
+        files,
+        tmp_path,
+        {
+            "mine": ('LOCAL_CS["mine",UNIT["metre",1]]', local),
+            "moon": ("IAU_2015:30130", local),
+            "fiji": ("EPSG:4326", degrees),
+            "far": ("EPSG:32660", Affine(10, 0, 827_500, 0, -10, 1_107_640)),
+        },
+    )
+    validator = JsonSchemaSTACValidator()
+    items = {d["id"].rsplit("-", 1)[0]: d for p, d in documents(out) if p.parent.name == "items"}
+    for item in items.values():
+        validator.validate_core(item, pystac.STACObjectType.ITEM, item["stac_version"])
+    for name in ("mine", "moon"):
+        assert items[name]["geometry"] is None
+        assert "bbox" not in items[name]
+    for name in ("fiji", "far"):
+        west, _, east, _ = items[name]["bbox"]
+        assert west > 179
+        assert east < -179
+        assert items[name]["geometry"]["type"] == "MultiPolygon"
+    collection = json.loads((out / "catalog" / "collection.json").read_text())
+    validator.validate_core(collection, pystac.STACObjectType.COLLECTION, collection["stac_version"])
+    [[west, south, east, north]] = collection["extent"]["spatial"]["bbox"]
+    assert west == min(items["fiji"]["bbox"][0], items["far"]["bbox"][0])
+    assert east == max(items["fiji"]["bbox"][2], items["far"]["bbox"][2])
+    assert 9 < south < north < 11
 
 
 def test_the_model_is_described(out: Path) -> None:
