@@ -20,7 +20,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from panoptile.jobs.exits import Exit, JobError, invalid
+from panoptile.jobs.new_folder import new_files, refuse_existing
+from panoptile.pipeline.footprint import lies_on_earth
 from panoptile.pipeline.store import Store
+
+from rasterio.crs import CRS  # isort: skip  (after footprint, which sets GDAL's environment)
 
 COLUMNS = {
     "segment_id": pa.int64(),
@@ -80,27 +84,24 @@ def export_vector(
         )
     targets = _targets(keys, output, chosen)
     for target in targets.values():
-        if target.exists():
-            raise invalid(f"{target} is there already: remove it, or name another -o.")
+        refuse_existing(target)
     written = []
     with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
-        for key, target in targets.items():
-            layer = _Layer(store.local_copy(key, Path(folder)), chosen, classes)
-            if not chosen.empty and layer.is_empty():
-                say(
-                    f"{target.stem} has no such segments: left out, because {chosen.driver} holds no empty layer"
-                )
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            scratch = target.with_name(f".{target.stem}.part{chosen.suffix}")
-            try:
-                layer.write(scratch, say)
-                scratch.rename(target)
-            finally:
-                scratch.unlink(missing_ok=True)
-            written.append(str(target))
-    if not written:
-        raise invalid(f"No raster of {store.root} has such segments: there is nothing to export.")
+        copies = {key: store.local_copy(key, Path(folder)) for key in keys}
+        layers = {t: _Layer(copies[key], Path(key).stem, chosen, classes) for key, t in targets.items()}
+        for layer in layers.values():
+            layer.check_crs()
+        with new_files(next(iter(layers)).parent) as scratch:
+            for target, layer in layers.items():
+                if not chosen.empty and layer.is_empty():
+                    say(
+                        f"{layer.name} has no such segments: left out, because {chosen.driver} holds no empty layer"
+                    )
+                    continue
+                layer.write(scratch / target.name, say)
+                written.append(str(target))
+            if not written:
+                raise invalid(f"No raster of {store.root} has such segments: there is nothing to export.")
     return written
 
 
@@ -119,8 +120,27 @@ class _Layer:
     """The segments of one raster, as one format is to hold them."""
 
     path: Path
+    """Of the GeoParquet, or of a copy of it."""
+    name: str
+    """The raster's key."""
     chosen: VectorFormat
     classes: tuple[str, ...]
+
+    def check_crs(self) -> None:
+        """Raise :class:`JobError` (exit 2) where the format needs places on Earth and the raster has none."""
+        if not self.chosen.geographic:
+            return
+        with pq.ParquetFile(self.path) as file:
+            crs = _crs(file)
+        if crs is None:
+            raise invalid(
+                f"{self.name} has no CRS, which {self.chosen.driver} needs: export gpkg or flatgeobuf, which keep pixels."
+            )
+        if not lies_on_earth(CRS.from_string(crs)):
+            raise invalid(
+                f"The CRS of {self.name} cannot be brought to longitude and latitude, which {self.chosen.driver} needs: "
+                "export gpkg or flatgeobuf, which keep its own coordinates."
+            )
 
     def is_empty(self) -> bool:
         with pq.ParquetFile(self.path) as file:
@@ -129,9 +149,9 @@ class _Layer:
     def write(self, target: Path, say: Callable[[str], None]) -> None:
         pyogrio = _pyogrio()
         with pq.ParquetFile(self.path) as file, warnings.catch_warnings():
-            crs = self._crs(file)
+            crs = _crs(file)
             if crs is None:
-                say(f"{self.path.stem} has no CRS: its coordinates are pixels")
+                say(f"{self.name} has no CRS: its coordinates are pixels")
                 warnings.simplefilter("ignore", UserWarning)  # pyogrio's own word for the same
             try:
                 pyogrio.write_arrow(
@@ -145,19 +165,11 @@ class _Layer:
                     dataset_options=_zooms(file) if self.chosen.driver == "PMTiles" else None,
                     layer_options=_LAYER_OPTIONS.get(self.chosen.driver),
                 )
-            except pyogrio.errors.DataSourceError as e:
+            except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as e:
                 raise JobError(
-                    Exit.FAILED, f"GDAL cannot write {target.parent / self.path.stem}: {e}."
+                    Exit.FAILED,
+                    f"GDAL cannot write the segments of {self.name} as {self.chosen.driver}: {e}.",
                 ) from e
-
-    def _crs(self, file: pq.ParquetFile) -> str | None:
-        crs = _crs(file)
-        if crs is None and self.chosen.geographic:
-            raise invalid(
-                f"{self.path.name} has no CRS, which {self.chosen.driver} needs: export gpkg or flatgeobuf, which keep "
-                "pixels."
-            )
-        return crs
 
 
 def _pyogrio() -> Any:

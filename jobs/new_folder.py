@@ -1,10 +1,11 @@
-"""A folder, or a ZIP of one, that is there only when it is whole: made under a hidden name beside it, then renamed."""
+"""Folders, ZIPs and files that are there only when they are whole: made under a hidden name, then renamed."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
+import tempfile
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -36,6 +37,30 @@ def new_folder(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         packed.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_files(folder: Path) -> Iterator[Path]:
+    """A scratch folder to fill, whose files move into ``folder`` if the block ends well and vanish if it does not.
+
+    ``folder`` may hold others already; where it is not there, it is made, and stays only if the block ends well. Raises
+    :class:`JobError` (exit 2) where one of the files is there already, ``OSError`` where ``folder`` cannot be made.
+    """
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as scratch:
+            yield Path(scratch)
+            files = sorted(Path(scratch).iterdir())
+            for file in files:
+                refuse_existing(folder / file.name)
+            for file in files:
+                os.rename(file, folder / file.name)
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):  # it was never made, or another has put something into it
+                path.rmdir()
+        raise
 
 
 def is_packed(target: Path) -> bool:

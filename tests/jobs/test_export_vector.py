@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -14,6 +17,9 @@ from tests.pipeline.worlds import make_world
 from panoptile.jobs.exits import JobError
 from panoptile.jobs.export import export_to
 
+from rasterio.crs import CRS  # isort: skip  (after panoptile has set GDAL's environment)
+
+LOCAL = 'LOCAL_CS["mine",UNIT["metre",1]]'
 pyogrio = pytest.importorskip("pyogrio", reason="pyogrio is not installed (pip install panoptile[export])")
 
 
@@ -91,8 +97,6 @@ def test_bad_input_is_one_sentence(out: Path, tmp_path: Path) -> None:
 
 def emptied(out: Path, copy: Path) -> Path:
     """The same run, with a second raster in which nothing was found."""
-    import shutil
-
     shutil.copytree(out, copy)
     [path] = (copy / "segments").glob("*.parquet")
     pq.write_table(pq.read_table(path).slice(0, 0), path.with_name("bare-0123456789.parquet"))
@@ -140,22 +144,71 @@ def test_what_gdal_cannot_write_is_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.filterwarnings("error")
-def test_a_raster_without_a_crs_keeps_its_pixels(out: Path, tmp_path: Path) -> None:
-    """GeoPackage takes it, which is said; GeoJSON and PMTiles are refused, because they mean places on Earth."""
-    import json
-    import shutil
-
-    copy = tmp_path / "out"
+def with_another(out: Path, copy: Path, crs: dict[str, Any] | None) -> Path:
+    """The same run, with the segments once more as those of the raster "mine" in another CRS (PROJJSON)."""
     shutil.copytree(out, copy)
     [path] = (copy / "segments").glob("*.parquet")
     table = pq.read_table(path)
     geo = json.loads(table.schema.metadata[b"geo"])
-    geo["columns"]["geometry"]["crs"] = None
-    pq.write_table(table.replace_schema_metadata({b"geo": json.dumps(geo).encode()}), path)
+    geo["columns"]["geometry"]["crs"] = crs
+    table = table.replace_schema_metadata({b"geo": json.dumps(geo).encode()})
+    pq.write_table(table, path.with_name("mine.parquet"))
+    return copy
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_raster_without_a_crs_keeps_its_pixels(out: Path, tmp_path: Path) -> None:
+    """GeoPackage takes it, which is said; GeoJSON and PMTiles are refused, because they mean places on Earth."""
+    copy = with_another(out, tmp_path / "out", None)
     told: list[str] = []
-    export_to(str(copy), "gpkg", str(tmp_path / "x.gpkg"), (), say=told.append)
-    assert "coordinates are pixels" in told[0]
-    assert len(geopandas.read_file(tmp_path / "x.gpkg")) == len(table)
-    with pytest.raises(JobError, match="no CRS"):
-        export_to(str(copy), "pmtiles", str(tmp_path / "x.pmtiles"), ())
+    export_to(str(copy), "gpkg", str(tmp_path / "layers"), (), say=told.append)
+    assert told == ["mine has no CRS: its coordinates are pixels"]
+    assert len(geopandas.read_file(tmp_path / "layers" / "mine.gpkg")) == len(published(out))
+    with pytest.raises(JobError, match="mine has no CRS"):
+        export_to(str(copy), "pmtiles", str(tmp_path / "x"), ())
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_crs_that_is_not_of_the_earth(out: Path, tmp_path: Path) -> None:
+    """GeoJSON and PMTiles refuse it before any raster is written; GeoPackage and FlatGeobuf keep its coordinates."""
+    copy = with_another(out, tmp_path / "out", CRS.from_wkt(LOCAL).to_dict(projjson=True))
+    for to in ("geojson", "pmtiles"):
+        with pytest.raises(
+            JobError, match=r"The CRS of mine cannot be brought to longitude and latitude"
+        ) as e:
+            export_to(str(copy), to, str(tmp_path / "new" / "layers"), ())
+        assert int(e.value.code) == 2
+        assert not (tmp_path / "new").exists()
+    for to in ("gpkg", "flatgeobuf"):
+        export_to(str(copy), to, str(tmp_path / to), ())
+        [path] = (tmp_path / to).glob("mine.*")
+        assert len(geopandas.read_file(path)) == len(published(out))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_fails_midway_leaves_nothing(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """The second of two rasters fails: exit 4, the first is not there either, others' files are, and a second try works."""
+    copy = emptied(out, tmp_path / "out")
+    layers = tmp_path / "new" / "layers"
+    if there:
+        layers.mkdir(parents=True)
+        (layers / "notes.txt").write_text("mine")
+    write, calls = pyogrio.write_arrow, []
+
+    def fails(*args: object, **options: object) -> None:
+        write(*args, **options)
+        calls.append(args)
+        if len(calls) == 2:
+            raise pyogrio.errors.DataLayerError("NULL pointer error")
+
+    monkeypatch.setattr(pyogrio, "write_arrow", fails)
+    with pytest.raises(JobError, match=r"GDAL cannot write the segments of \S+ as GeoJSON") as e:
+        export_to(str(copy), "geojson", str(layers), ())
+    assert int(e.value.code) == 4
+    assert (tmp_path / "new").exists() == there
+    if there:
+        assert [p.name for p in layers.iterdir()] == ["notes.txt"]
+    assert len(export_to(str(copy), "geojson", str(layers), ())) == 2
+    assert not list(layers.glob(".*"))
