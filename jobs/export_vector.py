@@ -53,7 +53,8 @@ class VectorFormat:
     """One format of GDAL."""
 
     driver: str
-    suffix: str
+    suffixes: tuple[str, ...]
+    """Of a file of this format, in lower case; the first is that of the files in a folder."""
     geographic: bool = False
     """Needs coordinates that GDAL can bring to longitude and latitude, or web Mercator."""
     empty: bool = True
@@ -61,11 +62,13 @@ class VectorFormat:
 
 
 VECTOR_FORMATS = {
-    "geojson": VectorFormat("GeoJSON", ".geojson", geographic=True),
-    "flatgeobuf": VectorFormat("FlatGeobuf", ".fgb"),
-    "gpkg": VectorFormat("GPKG", ".gpkg"),
-    "pmtiles": VectorFormat("PMTiles", ".pmtiles", geographic=True, empty=False),
+    "geojson": VectorFormat("GeoJSON", (".geojson", ".json"), geographic=True),
+    "flatgeobuf": VectorFormat("FlatGeobuf", (".fgb",)),
+    "gpkg": VectorFormat("GPKG", (".gpkg",)),
+    "pmtiles": VectorFormat("PMTiles", (".pmtiles",), geographic=True, empty=False),
 }
+OTHER_SUFFIXES = {s for f in VECTOR_FORMATS.values() for s in f.suffixes} | {".zip"}
+"""Endings of files: nobody means a new folder by them."""
 
 
 def export_vector(
@@ -73,8 +76,8 @@ def export_vector(
 ) -> list[str]:
     """Write the segments of every raster; returns the files. Raises :class:`JobError`: exit 2, or 4 where GDAL fails.
 
-    ``output`` is a file where there is one raster, else a folder with one file per raster. ``say`` is told of rasters
-    that are left out, and of those whose coordinates are pixels.
+    ``output`` is a file, of the only raster, where it has the format's suffix, else a folder with one file per raster.
+    ``say`` is told of rasters that are left out, and of those whose coordinates are pixels.
     """
     chosen = VECTOR_FORMATS[to]
     keys = [k for k in store.keys("segments") if k.endswith(".parquet")]
@@ -106,13 +109,19 @@ def export_vector(
 
 
 def _targets(keys: list[str], output: Path, chosen: VectorFormat) -> dict[str, Path]:
-    if output.suffix == chosen.suffix:
+    """The file of each raster: ``output`` where it ends like one, else files inside the folder ``output``."""
+    suffix, usual = output.suffix.lower(), chosen.suffixes[0]
+    if suffix in chosen.suffixes:
         if len(keys) > 1:
             raise invalid(
-                f"{len(keys)} rasters do not fit into {output}: name a folder with -o, without {chosen.suffix}."
+                f"{len(keys)} rasters do not fit into {output}: name a folder with -o, without {output.suffix}."
             )
         return {keys[0]: output}
-    return {key: output / (Path(key).stem + chosen.suffix) for key in keys}
+    if suffix in OTHER_SUFFIXES and not output.is_dir():
+        raise invalid(
+            f"-o {output} would be no {chosen.driver} file: end it in {usual}, or name a folder, without {output.suffix}."
+        )
+    return {key: output / (Path(key).stem + usual) for key in keys}
 
 
 @dataclass(frozen=True, slots=True)

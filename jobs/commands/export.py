@@ -30,7 +30,10 @@ def export(
     output: Annotated[
         str | None,
         typer.Option(
-            "-o", "--output", metavar="PATH", help="New file, folder or .zip; stac writes OUT/catalog."
+            "-o",
+            "--output",
+            metavar="PATH",
+            help="New file or folder; .zip for formats with images. stac writes OUT/catalog.",
         ),
     ] = None,
     classes: opt.Classes = None,

@@ -79,6 +79,28 @@ def test_a_folder_takes_a_file_per_raster(out: Path, tmp_path: Path) -> None:
     assert Path(path).stem == next((out / "segments").iterdir()).stem
 
 
+def test_every_usual_ending_is_a_file(out: Path, tmp_path: Path) -> None:
+    """One raster in .json or .GPKG is that file; two do not fit in; another format's ending is refused."""
+    for to, name in (
+        ("geojson", "a.json"),
+        ("geojson", "a.GeoJSON"),
+        ("gpkg", "a.GPKG"),
+        ("flatgeobuf", "a.FGB"),
+    ):
+        assert export_to(str(out), to, str(tmp_path / "x" / name), ()) == [str(tmp_path / "x" / name)]
+        assert len(geopandas.read_file(tmp_path / "x" / name)) == len(published(out))
+    two = emptied(out, tmp_path / "out")
+    with pytest.raises(
+        JobError, match=r"2 rasters do not fit into .*b\.json: name a folder with -o, without \.json"
+    ):
+        export_to(str(two), "geojson", str(tmp_path / "b.json"), ())
+    for to, name in (("geojson", "c.gpkg"), ("gpkg", "c.json"), ("flatgeobuf", "c.zip")):
+        with pytest.raises(JobError, match=r"end it in \.(geojson|gpkg|fgb), or name a folder") as e:
+            export_to(str(out), to, str(tmp_path / name), ())
+        assert int(e.value.code) == 2
+    assert not list(tmp_path.glob("[bc].*"))
+
+
 def test_bad_input_is_one_sentence(out: Path, tmp_path: Path) -> None:
     """Unknown formats, missing targets, files that are there, folders without a job."""
     (tmp_path / "x.gpkg").write_text("mine")
