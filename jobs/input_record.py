@@ -16,7 +16,7 @@ from typing import Any, overload
 from panoptile.jobs.results import result_key
 from panoptile.pipeline.any_plan import AnyPlan
 from panoptile.pipeline.finish import Asset, ClassCount, FinishedInput
-from panoptile.pipeline.plan import InputPlan
+from panoptile.pipeline.plan import WRITTEN, InputPlan, without
 from panoptile.pipeline.store import Store
 
 
@@ -109,8 +109,8 @@ def _finished(stored: Mapping[str, Any], plan: AnyPlan) -> FinishedInput:
 
 
 def plan_digest(plan: InputPlan) -> str:
-    """Of everything in a plan but the time of its file: a touch publishes nothing anew."""
-    text = json.dumps(_without_time(json.loads(plan.to_json())), sort_keys=True)
+    """Of everything in a plan but the time of its file or object: a touch publishes nothing anew."""
+    text = json.dumps(_without_time(without(json.loads(plan.to_json()), WRITTEN)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

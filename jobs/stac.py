@@ -39,6 +39,7 @@ from panoptile.pipeline import (
     layout,
 )
 from panoptile.pipeline.footprint import Box, Footprint, around, footprint
+from panoptile.pipeline.plan import WRITTEN
 from panoptile.pipeline.redaction import redacted
 from panoptile.pipeline.store import Store, open_store
 
@@ -49,6 +50,10 @@ MAX_WRITES = 5
 """How often the catalogue is written because another result was published meanwhile."""
 PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
 PARQUET = "application/vnd.apache.parquet"
+FILE_TIME = "The time is that of the source file; it may not be the acquisition's."
+NO_TIME = "When the source was taken or written is not known."
+ANY_TIME = {"start_datetime": "1970-01-01T00:00:00Z", "end_datetime": "9999-12-31T23:59:59Z"}
+"""STAC wants an interval where there is no time."""
 WORLD = [-180.0, -90.0, 180.0, 90.0]
 
 
@@ -149,7 +154,7 @@ def _item(
     about = plan.get("info") or plan.get("index") or plan
     place = _place(about)
     source = redacted(str(about.get("uri") or plan.get("uri") or key))
-    taken = datetime.fromtimestamp(int(about.get("mtime_ns") or 0) / 1e9, UTC)
+    taken = _written(about)
     item = pystac.Item(
         key,
         place.geometry if place else None,
@@ -157,7 +162,8 @@ def _item(
         taken,
         {
             "title": source.rsplit("/", 1)[-1],
-            "description": "Panoptic segmentation. The time is that of the source file; it may not be the acquisition's.",
+            "description": f"Panoptic segmentation. {FILE_TIME if taken else NO_TIME}",
+            **({} if taken else ANY_TIME),
             "processing:software": {"panoptile": version("panoptile")},
             "processing:facility": "panoptile",
             "processing:lineage": f"Segmented from {source} by job {str(job.get('fingerprint', ''))[:16]}.",
@@ -179,6 +185,12 @@ def _item(
             "preview", pystac.Asset(f"../../{preview}", media_type="image/png", roles=["overview"])
         )
     return item
+
+
+def _written(about: dict[str, Any]) -> datetime | None:
+    """When the source file or object was written; None where its store does not say, or the run did not note it."""
+    nanoseconds = max(int(about.get("mtime_ns") or 0), int(about.get(WRITTEN) or 0))
+    return datetime.fromtimestamp(nanoseconds / 1e9, UTC) if nanoseconds else None
 
 
 def _place(about: dict[str, Any]) -> Footprint | None:
@@ -255,8 +267,7 @@ def _model_item(job: dict[str, Any], classes: ClassTable) -> pystac.Item:
         None,
         {
             "description": str(model.get("description", "")),
-            "start_datetime": "1970-01-01T00:00:00Z",
-            "end_datetime": "9999-12-31T23:59:59Z",
+            **ANY_TIME,
         },
     )
     side, batch = int(fields.get("tile") or 512), int(fields.get("batch") or 1)

@@ -16,7 +16,7 @@ from panoptile.jobs.state import parquet_rows
 from panoptile.pipeline import layout
 from panoptile.pipeline.commit import Commit, parse_commit
 from panoptile.pipeline.fault_points import reach
-from panoptile.pipeline.plan import InputPlan, Unit
+from panoptile.pipeline.plan import WRITTEN, InputPlan, Unit, without
 from panoptile.pipeline.store import Store
 
 Reason = Literal[
@@ -182,7 +182,7 @@ def dead_rows(store: Store) -> list[dict[str, Any]]:
 def input_change(store: Store, plan: InputPlan, stored: bytes | None) -> str | None:
     """What of an input is not as it was planned, such as "size_bytes"; None where nothing is, or nothing is stored."""
     now = plan.to_json()
-    if stored is None or stored == now:
+    if stored is None or _is_same_input(stored, now):
         return None
     differing = sorted(_differing(stored, now))
     if differing == ["mtime_ns"] and is_same_content(store, plan):
@@ -191,10 +191,20 @@ def input_change(store: Store, plan: InputPlan, stored: bytes | None) -> str | N
     return ", ".join(dict.fromkeys(named)) or "its plan"
 
 
+def _is_same_input(stored: bytes, now: bytes) -> bool:
+    """Whether two plans are equal but for the time at which an object was written, which plans did not always hold."""
+    if stored == now:
+        return True
+    try:
+        return bool(without(json.loads(stored), WRITTEN) == without(json.loads(now), WRITTEN))
+    except ValueError:
+        return False
+
+
 def _differing(stored: bytes, now: bytes) -> Iterable[str]:
     """Names of the fields, at the lowest level, in which two plans differ."""
     try:
-        before, after = _flat(json.loads(stored)), _flat(json.loads(now))
+        before, after = (_flat(without(json.loads(plan), WRITTEN)) for plan in (stored, now))
     except ValueError:
         return ["its plan"]
     return {k.rsplit(".", 1)[-1] for k in before.keys() | after.keys() if before.get(k) != after.get(k)}

@@ -69,12 +69,14 @@ def plan_video(spec: JobSpec, uri: str) -> VideoPlan:
     with LocalVideo(uri) as local:
         index = index_input(local.path, spec.sequence_fps)
         choice = choose_backend(local.path, index, spec.decoder)
+        written_ns = local.written_ns
         if is_remote(uri) or index.container == "images":  # the time is that of a copy, or of one image
+            written_ns = written_ns if is_remote(uri) else index.mtime_ns
             index = dataclasses.replace(index, mtime_ns=0)
     frames = select_frames(index, fps=spec.fps, every=spec.every, start_s=spec.start, end_s=spec.end)
     key, stem = output_key(uri)
     return VideoPlan(
-        VideoInfo(uri, key, stem, index, choice, local.etag),
+        VideoInfo(uri, key, stem, index, choice, local.etag, written_ns),
         frames,
         default_unit_frames(len(frames)),
         spec.frame_size,

@@ -95,6 +95,7 @@ def inspect_mosaic(
         scale=chosen,
         size_bytes=sum(i.size_bytes for i in infos),
         mtime_ns=max(i.mtime_ns for i in infos),
+        written_ns=max(i.written_ns for i in infos),
         etag=hashlib.sha256("\n".join(f"{i.size_bytes} {i.etag}" for i in infos).encode()).hexdigest()[:32],
         aoi_wkb=wkb,
         notes=(*_sheet_notes(infos), *notes, *aoi_notes),

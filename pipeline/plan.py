@@ -24,6 +24,9 @@ half a unit, so that eight share a raster without losing more than a few per cen
 FEW_TILES, FEW_UNITS = 4, 16
 """Below this many tiles a unit costs more commits than it is worth, but for a raster that would have fewer units."""
 
+WRITTEN = "written_ns"
+"""The field of a stored plan that says when an object was written: told to users, no part of what the input is."""
+
 
 def unit_tiles(tiles: int) -> int:
     """Tiles of a unit of a raster with so many: a power of two, so that no batch of 2, 4, 8, … is padded."""
@@ -159,12 +162,27 @@ class RasterPlan:
             yield tile_id, grid.by_id(tile_id)
 
     def to_json(self) -> bytes:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1).encode()
+        fields = dataclasses.asdict(self, dict_factory=_without_unknown_time)
+        return json.dumps(fields, sort_keys=True, indent=1).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> RasterPlan:
         fields = json.loads(data)
         return cls(_info_from_json(fields["info"]), fields["tile"], fields["overlap"])
+
+
+def _without_unknown_time(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Plans of local files stay, byte for byte, what they were before objects had a time."""
+    return {name: value for name, value in pairs if name != WRITTEN or value}
+
+
+def without(fields: Any, *names: str) -> Any:
+    """The JSON value ``fields`` without the members of these names, at any depth."""
+    if isinstance(fields, dict):
+        return {k: without(v, *names) for k, v in fields.items() if k not in names}
+    if isinstance(fields, list):
+        return [without(v, *names) for v in fields]
+    return fields
 
 
 def _info_from_json(info: dict[str, Any]) -> RasterInfo:

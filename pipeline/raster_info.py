@@ -55,6 +55,9 @@ class RasterInfo:
     """What is missing or unusual, one sentence each, for the user."""
     sheets: tuple[Sheet, ...] = ()
     """The files that make up a mosaic; empty for a raster of one file."""
+    written_ns: int = field(default=0, compare=False)
+    """When an object was written, by its store's clock, nanoseconds since 1970; 0 where that is not known. Told, never
+    compared: its ``etag`` tells whether an object is another one."""
 
 
 @dataclass(frozen=True, slots=True)

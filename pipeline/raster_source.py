@@ -281,6 +281,7 @@ def _inspect(
         native_height=height, native_width=width, block_shape=(int(block[0]), int(block[1])),
         resampled=grid.resampled, nodata=no_value, scale=scaling, size_bytes=version.size,
         mtime_ns=version.mtime_ns, etag=version.etag, driver=driver, aoi_wkb=wkb, notes=(*notes, *aoi_notes),
+        written_ns=version.written_ns,
     )  # fmt: skip
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from panoptile.pipeline.remote_uri import checked_uri, scheme_of
-from panoptile.pipeline.store_object import ObjectStore, tag_of
+from panoptile.pipeline.store_object import ObjectStore, tag_of, written_at
 
 HEAD_BUFFER = 256 << 10
 """Bytes of one ranged GET while tables of a file are read."""
@@ -26,6 +26,8 @@ class Version:
     """Of a local file; 0 for an object."""
     etag: str = ""
     """Of an object; empty for a local file."""
+    written_ns: int = field(default=0, compare=False)
+    """When an object was written, by its store's clock; 0 for a local file. Equal content may be written again."""
 
 
 def is_remote(uri: str) -> bool:
@@ -40,7 +42,12 @@ def version_of(uri: str) -> Version:
         return Version(status.st_size, status.st_mtime_ns)
     store, key = _place(uri)
     info = store.describe(key)
-    return Version(int(info["size"]), etag=tag_of(info))
+    return Version(int(info["size"]), etag=tag_of(info), written_ns=written_ns(info))
+
+
+def written_ns(info: Mapping[str, Any]) -> int:
+    """When the object was written of which a store's client says ``info``, in whole milliseconds; 0 if it does not say."""
+    return int(written_at(info) * 1000) * 1_000_000
 
 
 def open_ranges(uri: str) -> BinaryIO:

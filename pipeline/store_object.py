@@ -357,10 +357,7 @@ class ObjectStore:
 
     def _stored(self, info: dict[str, Any]) -> Stored:
         key = str(info["name"]).strip("/").removeprefix(self._base.strip("/")).lstrip("/")
-        when: Any = next(
-            (info[n] for n in ("LastModified", "mtime", "last_modified", "created") if info.get(n)), None
-        )
-        return Stored(key, int(info["size"]), when.timestamp() if hasattr(when, "timestamp") else 0.0)
+        return Stored(key, int(info["size"]), written_at(info))
 
     def _path(self, key: str) -> str:
         return f"{self._base}/{check_key(key)}"
@@ -385,6 +382,14 @@ def tag_of(info: Mapping[str, Any]) -> str:
     """What tells two contents of an object apart, in what a store's client says of it."""
     tag = next((info[n] for n in ("ETag", "etag", "md5Hash", "content_md5", "created") if info.get(n)), "")
     return str(tag).strip('"')
+
+
+def written_at(info: Mapping[str, Any]) -> float:
+    """When an object was written, seconds since 1970 by its store's clock; 0 where the store's client does not say."""
+    when: Any = next(
+        (info[n] for n in ("LastModified", "mtime", "last_modified", "created") if info.get(n)), None
+    )
+    return float(when.timestamp()) if hasattr(when, "timestamp") else 0.0
 
 
 def _version(info: Mapping[str, Any]) -> tuple[int, str]:

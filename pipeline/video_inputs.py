@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Self
 
 from panoptile.pipeline.image_sequence import folder_tag, index_images, is_image_sequence, natural_order
 from panoptile.pipeline.inputs import InputError, NothingThere, expanded, shown
-from panoptile.pipeline.remote_object import Version, version_of
+from panoptile.pipeline.remote_object import Version, version_of, written_ns
 from panoptile.pipeline.remote_uri import checked_uri, local_path_of, scheme_of
 from panoptile.pipeline.store_object import tag_of
 from panoptile.pipeline.store_retry import Backoff, ShortRead, retried
@@ -80,6 +80,8 @@ class LocalVideo:
         self._uri = uri
         self.etag = ""
         """Of an object, or of a folder of images (see image_sequence.folder_tag): another one, another content."""
+        self.written_ns = 0
+        """When an object was written; 0 for what is local."""
         if not _is_remote(uri):
             self.path = str(_local_path(uri))
             if os.path.isdir(self.path):
@@ -87,7 +89,8 @@ class LocalVideo:
             return
         self._folder = tempfile.mkdtemp(prefix="panoptile-video-", dir=scratch)
         try:
-            self.path, self.etag = _download(_checked(uri), self._folder, max_bytes, backoff or Backoff())
+            self.path, about = _download(_checked(uri), self._folder, max_bytes, backoff or Backoff())
+            self.etag, self.written_ns = tag_of(about), written_ns(about)
             self._forget_name()
         except BaseException:
             self.close()
@@ -130,8 +133,8 @@ def video_version(uri: str) -> Version:
     return version_of(uri)
 
 
-def _download(uri: str, folder: str, max_bytes: int, backoff: Backoff) -> tuple[str, str]:
-    """(path of a copy in ``folder``, the object's tag). Made in pieces, each tried again alone, and checked for
+def _download(uri: str, folder: str, max_bytes: int, backoff: Backoff) -> tuple[str, dict[str, Any]]:
+    """(path of a copy in ``folder``, what the store's client says of the object). Made in pieces, each tried again alone, and checked for
     changes meanwhile."""
     fs, place = _filesystem(uri)
     before = retried(lambda: fs.info(place), "read", uri, backoff)
@@ -150,7 +153,7 @@ def _download(uri: str, folder: str, max_bytes: int, backoff: Backoff) -> tuple[
     after = retried(lambda: fs.info(place), "read", uri, backoff)
     if any(before.get(name) != after.get(name) for name in ("size", "ETag", "etag", "LastModified", "mtime")):
         raise OSError(errno.ESTALE, f"{shown(uri)} changed while it was copied: run the same command again")
-    return path, tag_of(before)
+    return path, before
 
 
 def _piece(fs: Any, place: str, start: int, stop: int) -> bytes:

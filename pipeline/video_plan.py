@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panoptile.pipeline.frame_source import Choice
-from panoptile.pipeline.plan import Unit
+from panoptile.pipeline.plan import WRITTEN, Unit
 from panoptile.pipeline.video_index import VideoIndex
 
 UNIT_FRAMES = 128
@@ -41,6 +41,8 @@ class VideoInfo:
     """Which decoder reads it, and why."""
     etag: str = ""
     """Of an object or of a folder of images, which have no time of their own (see video_inputs.LocalVideo)."""
+    written_ns: int = field(default=0, compare=False)
+    """When an object, or the newest image of a folder, was written; 0 where that is not known. Told, never compared."""
 
     @property
     def height(self) -> int:
@@ -136,7 +138,7 @@ class VideoPlan:
             yield Unit(self.key, first, stop - first)
 
     def to_json(self) -> bytes:
-        info = {
+        info: dict[str, Any] = {
             "uri": self.uri,
             "key": self.key,
             "stem": self.info.stem,
@@ -146,6 +148,8 @@ class VideoPlan:
             "index": self.info.index.to_json(),
             "choice": dataclasses.asdict(self.info.choice),
         }
+        if self.info.written_ns:
+            info[WRITTEN] = self.info.written_ns
         fields = {
             "kind": self.kind,
             "info": info,
@@ -167,6 +171,7 @@ class VideoPlan:
                 VideoIndex.from_json(info["index"]),
                 Choice(**info["choice"]),
                 info["etag"],
+                info.get(WRITTEN, 0),
             ),
             _from_runs(fields["frames"]),
             fields["unit_frames"],

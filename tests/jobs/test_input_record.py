@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -10,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from tests.pipeline.worlds import raster_info
 
-from panoptile.jobs.input_record import RecordedInputs, load_result, save_result
+from panoptile.jobs.input_record import RecordedInputs, load_result, plan_digest, save_result
 from panoptile.jobs.results import manifest, result_key
 from panoptile.pipeline.finish import Asset, ClassCount, FinishedInput
 from panoptile.pipeline.plan import RasterPlan
+from panoptile.pipeline.raster_info import Sheet
 from panoptile.pipeline.store_local import LocalStore
 
 
@@ -55,6 +57,26 @@ def test_inputs_held_as_records_are_what_was_published(tmp_path: Path) -> None:
     assert list(inputs) == list(inputs) == given
     assert inputs[-1] == given[-1]
     assert inputs[1:3] == given[1:3]
+
+
+def test_when_an_object_was_written_is_no_part_of_what_it_is() -> None:
+    """Of a raster and of the sheets of a mosaic: stored, read back, told; the digest is that of a plan without times."""
+    sheet = raster_info(300, 300, "s-0000000000")
+    for sheets in ((), (Sheet(0, 0, sheet),)):
+        plan = RasterPlan(dataclasses.replace(sheet, sheets=sheets), 128, 32)
+        later = dataclasses.replace(
+            plan,
+            info=dataclasses.replace(
+                plan.info,
+                written_ns=5,
+                sheets=tuple(Sheet(0, 0, dataclasses.replace(s.info, written_ns=5)) for s in sheets),
+            ),
+        )
+        assert b"written_ns" not in plan.to_json()
+        assert RasterPlan.from_json(later.to_json()).info.written_ns == 5
+        assert later.to_json() != plan.to_json()
+        assert plan_digest(later) == plan_digest(plan)
+        assert later == plan
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,13 @@ import subprocess
 import sys
 import time
 import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import pystac
 import pytest
+from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from tests.faults.fault_proxy import FaultProxy, Faults
 from tests.jobs.runs import WorldFiles, published, threads
 from tests.object_stores import Server, reach
@@ -21,6 +25,7 @@ from panoptile.jobs.prepare import prepare
 from panoptile.jobs.previews import redraw
 from panoptile.jobs.segment import run_job
 from panoptile.jobs.spec import JobSpec
+from panoptile.jobs.stac import write_catalog
 from panoptile.pipeline import layout
 from panoptile.pipeline.store import open_store
 
@@ -76,6 +81,43 @@ def test_an_object_gives_the_bytes_of_a_file(
     assert segment(files, f"{s3_root}/in/*.tif", f"{s3_root}/out").exit == 0
     assert tree(f"{s3_root}/out") == published(tmp_path / "out")
     assert rasters(tree(f"{s3_root}/out")) == rasters(calm_tree)
+
+
+def item_of(out: str) -> dict[str, Any]:
+    """The only item of the catalogue of a finished job, which is written anew and is valid STAC."""
+    write_catalog(out)
+    validator = JsonSchemaSTACValidator()
+    found = list[dict[str, Any]]()
+    for path in sorted((Path(out) / "catalog").rglob("*.json")):
+        document = json.loads(path.read_text())
+        kinds = pystac.STACObjectType
+        kind = kinds.COLLECTION if document["type"] == "Collection" else kinds.ITEM
+        validator.validate_core(document, kind, document["stac_version"], str(path))
+        found += [document] if path.parent.name == "items" else []
+    assert len(found) == 1
+    return found[0]
+
+
+def test_the_time_of_an_object_is_told_and_not_compared(
+    files: WorldFiles, s3_root: str, tmp_path: Path
+) -> None:
+    """The catalogue has the time at which an object was written. Equal bytes written again are no changed input, nor is a plan
+    that was stored without such a time, which the catalogue then does not make up."""
+    out, source = str(tmp_path / "out"), open_store(s3_root)
+    before = datetime.now(UTC) - timedelta(seconds=5)
+    source.put_bytes("in/image.tif", files.image.read_bytes())
+    uri = source.uri("in/image.tif")
+    assert segment(files, uri, out).exit == 0
+    assert before <= datetime.fromisoformat(item_of(out)["properties"]["datetime"]) <= datetime.now(UTC)
+    [plan] = (tmp_path / "out" / "_state" / "plan").glob("*.json")
+    time.sleep(1.1)  # S3 tells whole seconds
+    source.put_bytes("in/image.tif", files.image.read_bytes())
+    assert segment(files, uri, out).already_done
+    stored = json.loads(plan.read_text())
+    assert stored["info"].pop("written_ns") > before.timestamp() * 1e9
+    plan.write_text(json.dumps(stored, sort_keys=True, indent=1))
+    assert item_of(out)["properties"]["datetime"] is None
+    assert segment(files, uri, out).already_done
 
 
 def test_memory_is_a_store_for_one_process(files: WorldFiles, calm_tree: dict[str, str]) -> None:

@@ -291,10 +291,14 @@ def test_a_folder_of_numbered_images_is_a_video(clip: Clip, tmp_path: Path) -> N
     spec = dataclasses.replace(
         job(clip, in_memory(), kind="video", sequence_fps=10.0), sources=(str(folder),)
     )
-    summary = run_job(prepare(spec), QUIET)
+    prepared = prepare(spec)
+    summary = run_job(prepared, QUIET)
     assert summary.exit is Exit.DONE
     found, numbers = maps(open_store(spec.out), tmp_path)
     assert same_partition(expected_ids(clip.world, numbers, 1.0), found)[1] == []
+    newest = max(path.stat().st_mtime_ns for path in folder.iterdir())
+    assert isinstance(prepared.plans[0], VideoPlan)
+    assert prepared.plans[0].info.written_ns == newest
 
 
 def test_a_video_in_an_object_store_is_the_same_video_again(clip: Clip) -> None:

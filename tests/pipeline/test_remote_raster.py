@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,18 @@ def test_windows_equal_those_of_the_local_file(place: str, scene: Path) -> None:
     with RasterSource(local) as here, RasterSource(remote) as there:
         for window in WINDOWS:
             np.testing.assert_array_equal(here.read(window).pixels, there.read(window).pixels)
+
+
+def test_equal_bytes_written_again_are_the_same_raster(place: str, scene: Path) -> None:
+    """When an object was written is known, and no part of its version: the etag is."""
+    (uri,) = upload(place, scene, "a.tif")
+    version, info = version_of(uri), inspect_raster(uri)
+    assert abs(info.written_ns / 1e9 - time.time()) < 60
+    time.sleep(1.1)  # stores tell whole seconds
+    upload(place, scene, "a.tif")
+    assert version_of(uri).written_ns > version.written_ns
+    assert version_of(uri).etag != version.etag or version_of(uri) == version
+    assert inspect_raster(uri).etag != info.etag or inspect_raster(uri) == info
 
 
 def test_a_changed_object_has_another_version(place: str, scene: Path) -> None:

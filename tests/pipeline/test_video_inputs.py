@@ -204,6 +204,7 @@ def test_the_version_of_a_video_is_that_of_its_source(tmp_path: Path, bucket: st
     uri = put(f"{bucket}/v.mp4", b"one")
     with LocalVideo(uri, tmp_path) as first, LocalVideo(uri, tmp_path) as second:
         assert first.etag == second.etag == video_version(uri).etag != ""
+        assert first.written_ns == video_version(uri).written_ns > 1.7e18
     put(uri, b"two")
     assert video_version(uri).etag != first.etag
     folder = write_images(tmp_path / "clip", ["0.png", "1.png", "2.png"])
