@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pystac
 from pystac.extensions.classification import Classification, ClassificationExtension
@@ -172,7 +173,10 @@ def _item(
     )
     for link in ("root", "collection", "parent"):
         item.add_link(pystac.Link(link, "../collection.json", "application/json"))
-    item.add_link(pystac.Link("derived_from", Path(source).as_uri() if source.startswith("/") else source))
+    for sheet in about.get("sheets") or ():
+        item.add_link(pystac.Link("derived_from", _address(redacted(sheet["info"]["uri"]))))
+    if not about.get("sheets"):
+        item.add_link(pystac.Link("derived_from", _address(source)))
     item.add_link(
         pystac.Link("processing-expression", "../model.json", "application/geo+json", title="The model")
     )
@@ -185,6 +189,14 @@ def _item(
             "preview", pystac.Asset(f"../../{preview}", media_type="image/png", roles=["overview"])
         )
     return item
+
+
+def _address(source: str) -> str:
+    """The URI of a local path, or of an object, whose key may hold what means something in a URI."""
+    if source.startswith("/"):
+        return Path(source).as_uri()
+    scheme, separator, rest = source.partition("://")
+    return scheme + separator + quote(rest, safe="/!$&'()*+,;=:@")
 
 
 def _written(about: dict[str, Any]) -> datetime | None:

@@ -118,6 +118,46 @@ def test_any_name_makes_a_valid_document(out: Path, tmp_path: Path) -> None:
     assert unquote(urlsplit(source).path) == "/data/100% #1?.tif"
 
 
+@pytest.mark.parametrize(
+    ("uri", "href"),
+    [
+        ("s3://bucket/in/a b #1%41 ü.tif", "s3://bucket/in/a%20b%20%231%2541%20%C3%BC.tif"),
+        (
+            "abfss://box@account.dfs.core.windows.net/a(1)_~.tif",
+            "abfss://box@account.dfs.core.windows.net/a(1)_~.tif",
+        ),
+        ("/data/a b.tif", "file:///data/a%20b.tif"),
+    ],
+)
+def test_the_source_is_an_address(out: Path, tmp_path: Path, uri: str, href: str) -> None:
+    """A key of an object is percent-encoded where it must be; an ordinary one stays as it is."""
+    assert sources(with_info(out, tmp_path / "out", uri=uri)) == [href]
+
+
+def test_a_mosaic_comes_from_each_of_its_sheets(out: Path, tmp_path: Path) -> None:
+    """One address a sheet, and none of the mosaic, which is no file."""
+    sheets = [{"row": 0, "col": 0, "info": {"uri": uri}} for uri in ("/data/a #1.tif", "s3://bucket/b.tif")]
+    copy = with_info(out, tmp_path / "out", uri="mosaic of 2 sheets from /data/a #1.tif", sheets=sheets)
+    assert sources(copy) == ["file:///data/a%20%231.tif", "s3://bucket/b.tif"]
+
+
+def with_info(out: Path, copy: Path, **changes: object) -> Path:
+    """The same job with other facts of its input on record, and its catalogue."""
+    shutil.copytree(out, copy)
+    [plan] = (copy / "_state" / "plan").glob("*.json")
+    fields = json.loads(plan.read_text())
+    fields["info"].update(changes)
+    plan.write_text(json.dumps(fields))
+    write_catalog(str(copy))
+    return copy
+
+
+def sources(out: Path) -> list[str]:
+    """Where the only item comes from."""
+    [item] = [d for p, d in documents(out) if p.parent.name == "items"]
+    return [link["href"] for link in item["links"] if link["rel"] == "derived_from"]
+
+
 def placed(files: WorldFiles, folder: Path, places: dict[str, tuple[str, Affine]]) -> Path:
     """A finished job over copies of a world's image that lie elsewhere, by name, with its catalogue."""
     (folder / "in").mkdir(parents=True)
