@@ -49,6 +49,8 @@ import rasterio.crs  # isort: skip  (after gdal_env)
 FOLDER = "catalog"
 MAX_WRITES = 5
 """How often the catalogue is written because another result was published meanwhile."""
+MODEL_SHA256 = "panoptile:model_sha256"
+"""Of all of the model's files together: the file extension knows checksums of assets and links alone."""
 PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
 PARQUET = "application/vnd.apache.parquet"
 FILE_TIME = "The time is that of the source file; it may not be the acquisition's."
@@ -309,7 +311,7 @@ def _model_item(job: dict[str, Any], classes: ClassTable) -> pystac.Item:
         framework="pytorch",
         framework_version=str(job.get("versions", {}).get("torch", "")) or None,
     )
-    item.properties["file:checksum"] = "1220" + str(model.get("sha256", ""))
+    item.properties[MODEL_SHA256] = str(model.get("sha256", ""))
     for link in ("root", "collection", "parent"):
         item.add_link(pystac.Link(link, "./collection.json", "application/json"))
     item.collection_id = FOLDER

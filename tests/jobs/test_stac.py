@@ -93,6 +93,19 @@ def test_the_extensions_say_what_the_files_are(out: Path) -> None:
     assert item.properties["processing:software"]["panoptile"]
 
 
+def test_every_prefix_is_declared(out: Path) -> None:
+    """A field with a prefix belongs to an extension that the document names, or is our own."""
+    longer = {"proj": "projection"}
+    for path, document in documents(out):
+        declared = {uri.split("/")[-3] for uri in document.get("stac_extensions", [])}
+        places = [document.get("properties", {}), *document.get("assets", {}).values()]
+        prefixes = {name.split(":")[0] for fields in places for name in fields if ":" in name} - {"panoptile"}
+        assert {longer.get(p, p) for p in prefixes} <= declared, path
+    model = json.loads((out / "catalog" / "model.json").read_text())
+    recorded = json.loads((out / "job.json").read_text())["model"]
+    assert model["properties"]["panoptile:model_sha256"] == recorded["sha256"]
+
+
 def test_any_name_makes_a_valid_document(out: Path, tmp_path: Path) -> None:
     """Class names in any script, and a source with characters that mean something in an address.
 
