@@ -25,6 +25,7 @@ from panoptile.pipeline import gdal_env  # noqa: F401  (GDAL's environment, befo
 from panoptile.pipeline.ground_area import area_rule
 from panoptile.pipeline.polygons import Ints, Outlines, offsets_of, ragged_index, to_geometries
 from panoptile.pipeline.raster_info import RasterInfo
+from panoptile.pipeline.remote_uri import SCHEMES, scheme_of
 from panoptile.pipeline.rle import encode_runs
 from panoptile.pipeline.segments import SegmentTable
 from panoptile.pipeline.spool import OutlineSpool
@@ -210,10 +211,14 @@ def _tile_ids(table: SegmentTable, rows: Ints) -> pa.ListArray:
 def public_uri(uri: str) -> str:
     """``uri`` without what may be secret: user, password, query string (signatures) and fragment.
 
-    Only text with a scheme (``s3://``, ``/vsicurl/https://``) has such parts; a plain path stays as it is.
+    Only text with a scheme (``s3://``, ``/vsicurl/https://``) has such parts; a plain path stays as it is. In the key of an
+    object ``#`` and ``?`` are letters, unless parameters follow, which remote_uri.checked_uri refuses.
     """
     split = re.match(r"(?P<prefix>/vsi\w+/)?(?P<url>[A-Za-z][A-Za-z0-9+.-]*://.*)", uri, re.DOTALL)
     if split is None:
         return uri
+    if scheme_of(uri) in SCHEMES:
+        place, slash, key = uri.partition("://")[2].partition("/")
+        return f"{scheme_of(uri)}://{place.rpartition('@')[2]}{slash}{re.sub(r'[?][^/]*=.*', '', key, flags=re.DOTALL)}"
     url = urlsplit(split["url"])
     return (split["prefix"] or "") + urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path, "", ""))

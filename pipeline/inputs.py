@@ -9,7 +9,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
-from urllib.parse import unquote, urlsplit
 
 from panoptile.pipeline import remote_object
 from panoptile.pipeline.redaction import redacted
@@ -87,12 +86,12 @@ def together(wrong: Sequence[InputError]) -> InputError:
 def output_key(uri: str) -> tuple[str, str]:
     """(key, stem) for the outputs of one input; two inputs never share a key.
 
-    The stem is the file's name without ending, in ASCII letters, digits and ``._-``, at most 80
+    The stem is the name of the file or object without ending, in ASCII letters, digits and ``._-``, at most 80
     characters, never starting with a dot or a dash. The key is the stem, a dash and the first 10 hex digits
     of sha256(uri). A local path is made absolute first, so the key does not depend on the working directory.
     """
     if "://" in uri:
-        name = unquote(urlsplit(uri).path)
+        name = uri.split("://", 1)[1]  # a key as it is: #, ? and % mean nothing in it
     else:
         uri = name = os.path.abspath(uri)
     stem = sanitised(PurePosixPath(name).stem)

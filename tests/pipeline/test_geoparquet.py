@@ -208,6 +208,8 @@ def test_the_curve_visits_neighbours(bits: int) -> None:
         ("scenes/a?b#c.tif", "scenes/a?b#c.tif"),
         ("C:\\scenes\\a.tif", "C:\\scenes\\a.tif"),
         ("s3://bucket/a.tif", "s3://bucket/a.tif"),
+        ("s3://bucket/sp ace #1%41 ü?.tif", "s3://bucket/sp ace #1%41 ü?.tif"),
+        ("s3://me:pw@bucket/a.tif", "s3://bucket/a.tif"),
         ("https://me:pw@host:8443/a.tif?sig=1#x", "https://host:8443/a.tif"),
         ("/vsicurl/https://me@host/a.tif?sig=1", "/vsicurl/https://host/a.tif"),
     ],

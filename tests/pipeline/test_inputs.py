@@ -110,6 +110,22 @@ def test_a_hostile_name_gives_a_harmless_key(name: str) -> None:
     assert key.startswith(stem + "-")
 
 
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("a.tif", "a"),
+        ("in/scene_12-b.v2.tif", "scene_12-b.v2"),
+        ("in/Straße 5.tif", "Strae_5"),
+        ("in/sp ace #1%41 ü.tif", "sp_ace_1_41_u"),
+        ("in/what?.tif", "what_"),
+    ],
+)
+def test_an_object_has_the_stem_of_the_file_of_its_name(tmp_path: Path, name: str, stem: str) -> None:
+    """A key is no URL: nothing in it is cut off or decoded."""
+    assert output_key(f"s3://bucket/{name}")[1] == stem
+    assert output_key(str(tmp_path / name))[1] == stem
+
+
 @given(st.lists(st.text(st.characters(blacklist_characters="\0"), min_size=1), unique=True, max_size=20))
 def test_keys_of_different_files_differ(names: list[str]) -> None:
     """The hash tells apart what sanitising makes equal."""
