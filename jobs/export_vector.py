@@ -10,7 +10,7 @@ import json
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from panoptile.jobs.new_folder import new_files, refuse_existing
 from panoptile.pipeline.footprint import lies_on_earth
 from panoptile.pipeline.store import Store
 
-from rasterio.crs import CRS  # isort: skip  (after footprint, which sets GDAL's environment)
+import rasterio.warp  # isort: skip  (after footprint, which sets GDAL's environment)
+from rasterio.crs import CRS  # isort: skip
 
 COLUMNS = {
     "segment_id": pa.int64(),
@@ -45,6 +46,8 @@ _LAYER_OPTIONS = {"GeoJSON": {"RFC7946": "YES", "COORDINATE_PRECISION": "9"}}
 TILE_EXTENT = 4096
 """Steps along a vector tile's side."""
 WORLD_M = 40_075_016.69
+WEB_MAP_LATITUDE = 85.051129
+"""Degrees: where the square map of Web Mercator ends."""
 LARGEST_ZOOM = 18
 
 
@@ -140,7 +143,7 @@ class _Layer:
         if not self.chosen.geographic:
             return
         with pq.ParquetFile(self.path) as file:
-            crs = _crs(file)
+            crs, box = _crs(file), _geo(file).get("bbox")
         if crs is None:
             raise invalid(
                 f"{self.name} has no CRS, which {self.chosen.driver} needs: export gpkg or flatgeobuf, which keep pixels."
@@ -149,6 +152,10 @@ class _Layer:
             raise invalid(
                 f"The CRS of {self.name} cannot be brought to longitude and latitude, which {self.chosen.driver} needs: "
                 "export gpkg or flatgeobuf, which keep its own coordinates."
+            )
+        if self.chosen.driver == "PMTiles" and box and _is_beyond_web_maps(crs, box):
+            raise invalid(
+                f"{self.name} lies beyond {WEB_MAP_LATITUDE:.2f}° of latitude, where PMTiles end: export another format."
             )
 
     def is_empty(self) -> bool:
@@ -206,6 +213,16 @@ def _crs(file: pq.ParquetFile) -> str | None:
     """The layer's CRS as PROJ reads it; None where it has none."""
     crs = _geo(file).get("crs")
     return json.dumps(crs) if crs else None
+
+
+def _is_beyond_web_maps(crs: str, box: Sequence[float]) -> bool:
+    """Whether the box (x and y of two corners, in ``crs``) has no point that a web map shows."""
+    xs, ys = ([low, (low + high) / 2, high] for low, high in ((box[0], box[2]), (box[1], box[3])))
+    points = [(x, y) for x in xs for y in ys]
+    _, latitudes = rasterio.warp.transform(
+        CRS.from_string(crs), "EPSG:4326", *map(list, zip(*points, strict=True))
+    )
+    return bool(min(map(abs, latitudes)) > WEB_MAP_LATITUDE)
 
 
 def _zooms(file: pq.ParquetFile) -> dict[str, str]:

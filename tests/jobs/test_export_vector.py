@@ -9,8 +9,10 @@ from typing import Any
 
 import geopandas
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import shapely
 from tests.jobs.runs import run, write_world
 from tests.pipeline.worlds import make_world
 
@@ -205,6 +207,37 @@ def test_a_crs_that_is_not_of_the_earth(out: Path, tmp_path: Path) -> None:
         export_to(str(copy), to, str(tmp_path / to), ())
         [path] = (tmp_path / to).glob("mine.*")
         assert len(geopandas.read_file(path)) == len(published(out))
+
+
+def test_a_raster_at_the_pole_is_on_no_web_map(out: Path, tmp_path: Path) -> None:
+    """PMTiles end at 85° of latitude: what lies beyond is refused, for GDAL would write a file that nothing opens."""
+    copy = with_another(out, tmp_path / "out", CRS.from_epsg(3995).to_dict(projjson=True))
+    x, y, *_ = published(out).total_bounds
+    for origin, refused in (((0.0, 0.0), True), ((3e6, 0.0), False)):
+        moved(copy / "segments" / "mine.parquet", origin[0] - x, origin[1] - y)
+        x, y = origin
+        if refused:
+            with pytest.raises(JobError, match=r"mine lies beyond 85\.05° of latitude"):
+                export_to(str(copy), "pmtiles", str(tmp_path / "new"), ())
+            assert not (tmp_path / "new").exists()
+            export_to(str(copy), "geojson", str(tmp_path / "json"), ())
+        else:
+            export_to(str(copy), "pmtiles", str(tmp_path / "new"), ())
+            assert len(geopandas.read_file(tmp_path / "new" / "mine.pmtiles"))
+
+
+def moved(path: Path, x: float, y: float) -> None:
+    """Move the segments of a GeoParquet, and the box that it states."""
+    table = pq.read_table(path)
+    geo = json.loads(table.schema.metadata[b"geo"])
+    west, south, east, north = geo["columns"]["geometry"]["bbox"]
+    geo["columns"]["geometry"]["bbox"] = [west + x, south + y, east + x, north + y]
+    shapes = shapely.transform(shapely.from_wkb(table["geometry"].to_numpy()), lambda p: p + np.array([x, y]))
+    at = table.column_names.index("geometry")
+    table = table.set_column(
+        at, table.schema.field("geometry"), pa.array(shapely.to_wkb(shapes), pa.binary())
+    )
+    pq.write_table(table.replace_schema_metadata({b"geo": json.dumps(geo).encode()}), path)
 
 
 @pytest.mark.parametrize("there", [True, False])
