@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TEST_PROCESSES ?= 2
 
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -12,8 +13,9 @@ export OMP_WAIT_POLICY ?= PASSIVE
 demo: $(STAMP)
 	$(BIN)/python -m panoptile.jobs.demo out
 
+# In processes side by side: a file's tests stay together, and all that use Ray in one.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(TEST_PROCESSES) --dist loadgroup
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest

@@ -23,6 +23,13 @@ settings.register_profile(
 settings.load_profile("default")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side (``-n``), those of a file stay together, and all files that share Ray in one process."""
+    with_ray = {item.path for item in items if "small_ray" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with real labelled data; tests that need it skip without it, and say so."""
