@@ -36,14 +36,22 @@ FOOTPRINTS = 400
 """Most inputs whose labels are drawn on the map; others are outlined."""
 PICTURE_SIDE, FOOTPRINT_SIDE = 1200, 256
 
+XY = tuple[float, float]
+
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Where an input lies, in the coordinates of its CRS."""
+    """Where an input lies, in the coordinates of its CRS; nothing says that its first row lies north."""
 
-    bounds: tuple[float, float, float, float]
-    """(left, bottom, right, top)"""
+    corners: tuple[XY, XY, XY, XY]
+    """Where the raster's first row starts and ends, then where its last row ends and starts."""
     crs: str
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """(left, bottom, right, top)"""
+        xs, ys = zip(*self.corners, strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +208,13 @@ def _footprint(info: dict[str, Any]) -> Footprint | None:
     if not info.get("crs_wkt") or not info.get("georeferenced"):
         return None
     a, b, c, d, e, f = info["transform"][:6]
-    corners = [
-        (a * x + b * y + c, d * x + e * y + f) for x in (0, info["width"]) for y in (0, info["height"])
-    ]
-    xs, ys = [p[0] for p in corners], [p[1] for p in corners]
-    return Footprint((min(xs), min(ys), max(xs), max(ys)), str(info["crs_wkt"]))
+    width, height = info["width"], info["height"]
+
+    def place(col: int, row: int) -> XY:
+        return a * col + b * row + c, d * col + e * row + f
+
+    corners = (place(0, 0), place(width, 0), place(width, height), place(0, height))
+    return Footprint(corners, str(info["crs_wkt"]))
 
 
 def _totals(inputs: list[InputReport]) -> dict[int, tuple[int, int]]:

@@ -6,11 +6,15 @@ A content security policy in the file forbids the browser whatever the file shou
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from panoptile.jobs.report import ROWS, InputReport, JobReport, Stream
+from panoptile.jobs.report import ROWS, XY, InputReport, JobReport, Stream
+
+LEAST_SIDE = 0.5
+"""Of an input on the map, whose longer side has 1000."""
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _STYLE = """
@@ -117,20 +121,41 @@ def _map(report: JobReport) -> str:
     right, top = max(b[2] for b in boxes), max(b[3] for b in boxes)
     scale = 1000 / max(right - left, (top - bottom) * 1.4, 1e-12)
     width, height = (right - left) * scale, (top - bottom) * scale
-    shapes = []
-    for one, (l, b, r, t) in zip(placed, boxes, strict=True):
-        place = (
-            f'x="{(l - left) * scale:.2f}" y="{(top - t) * scale:.2f}" '
-            f'width="{max((r - l) * scale, 0.5):.2f}" height="{max((t - b) * scale, 0.5):.2f}"'
-        )
-        name = f"<title>{escape(one.uri)}: {one.segments:,} segments</title>"
-        shapes.append(f'<rect {place} fill="none" stroke="currentColor" stroke-opacity=".35">{name}</rect>')
-        if one.labels is not None:
-            shapes.append(
-                f'<image {place} preserveAspectRatio="none" href="data:image/png;base64,{_b64(one.labels)}">{name}</image>'
-            )
+    shapes = [
+        _placed(one, _matrix([((x - left) * scale, (top - y) * scale) for x, y in one.footprint.corners]))
+        for one in placed
+        if one.footprint
+    ]
     view = f"-8 -8 {width + 16:.1f} {height + 16:.1f}"
     return f'<h2>Map</h2><svg viewBox="{view}" role="img" aria-label="Inputs in their places">{"".join(shapes)}</svg>'
+
+
+def _matrix(corners: Sequence[XY]) -> str:
+    """SVG's matrix from the unit square to a place on the map: (0, 0) is where a raster's first row starts, (1, 0)
+    where that row ends, (0, 1) where its last row starts. ``corners`` are those of a ``Footprint``, on the map."""
+    (x, y), along_row, _, along_col = corners
+    sides = [_at_least(along_row[0] - x, along_row[1] - y), _at_least(along_col[0] - x, along_col[1] - y)]
+    return " ".join(f"{number:.2f}" for number in (*sides[0], *sides[1], x, y))
+
+
+def _at_least(dx: float, dy: float) -> XY:
+    """A side of an input, not shorter than what can be seen."""
+    longer = max(1.0, LEAST_SIDE / max(math.hypot(dx, dy), 1e-12))
+    return dx * longer, dy * longer
+
+
+def _placed(one: InputReport, matrix: str) -> str:
+    """An outline, and the labels in it where there are any, as the raster's rows and columns lie on the map."""
+    name = f"<title>{escape(one.uri)}: {one.segments:,} segments</title>"
+    square = f'width="1" height="1" transform="matrix({matrix})"'
+    outline = (
+        f'<rect {square} fill="none" stroke="currentColor" stroke-opacity=".35" '
+        f'vector-effect="non-scaling-stroke">{name}</rect>'
+    )
+    if one.labels is None:
+        return outline
+    data = f"data:image/png;base64,{_b64(one.labels)}"
+    return f'{outline}<image {square} preserveAspectRatio="none" href="{data}">{name}</image>'
 
 
 def _classes(report: JobReport) -> str:

@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import rasterio
 from PIL import Image
+from rasterio.transform import Affine
 from tests.pipeline.test_video_index import plain_index
 from typer.testing import CliRunner
 
@@ -194,10 +196,60 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
 def test_the_map_shows_inputs_side_by_side(tmp_path: Path) -> None:
     """Two adjacent inputs touch on the map, in the order of their coordinates."""
     text = render(gather(str(finished(tmp_path, ("a.tif", "b.tif"))), None))
-    places = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)"', text)
-    (x0, y0, w0), (x1, y1, _) = (tuple(map(float, p)) for p in places)
-    assert y0 == y1
-    assert x0 + w0 == pytest.approx(x1, abs=0.02)
+    first, second = matrices(text, "rect")
+    assert on_map(first, 1, 0) == pytest.approx(on_map(second, 0, 0), abs=0.02)
+    assert on_map(first, 1, 1) == pytest.approx(on_map(second, 0, 1), abs=0.02)
+
+
+def matrices(page: str, shape: str) -> list[list[float]]:
+    """The six numbers of each shape's transform, all of which start from the unit square."""
+    found = re.findall(rf'<{shape} width="1" height="1"[^>]*transform="matrix\(([^)]*)\)"', page)
+    return [[float(number) for number in numbers.split()] for numbers in found]
+
+
+def on_map(matrix: list[float], x: float, y: float) -> tuple[float, float]:
+    """Where SVG draws a point of the unit square; y grows downwards on both sides."""
+    a, b, c, d, e, f = matrix
+    return a * x + c * y + e, b * x + d * y + f
+
+
+AFFINES = {
+    "north-up": (0.5, 0.0, 1000.0, 0.0, -0.5, 500.0),
+    "south-up": (0.5, 0.0, 1000.0, 0.0, 0.5, 500.0),
+    "east-left": (-0.5, 0.0, 1000.0, 0.0, -0.5, 500.0),
+    "turned by 30 degrees": (0.433, 0.25, 1000.0, 0.25, -0.433, 500.0),
+    "a quarter turn": (0.0, 0.5, 1000.0, 0.5, 0.0, 500.0),
+}
+
+
+@pytest.mark.parametrize("name", AFFINES)
+def test_labels_lie_on_the_map_where_they_lie_on_the_ground(tmp_path: Path, name: str) -> None:
+    """What is in a corner of the raster is drawn where the affine puts it, north above and east to the right."""
+    finished(tmp_path)
+    affine = Affine(*AFFINES[name])
+    plan = json.loads((tmp_path / "_state/plan/k0.json").read_text())
+    put(tmp_path / "_state/plan/k0.json", {"info": plan["info"] | {"transform": AFFINES[name]}})
+    labels = np.zeros((100, 200), np.uint8)
+    labels[10:30, 20:60] = 1
+    (tmp_path / "rasters/k0").mkdir(parents=True)
+    profile = {"driver": "GTiff", "height": 100, "width": 200, "count": 1, "dtype": "uint8"}
+    with rasterio.open(tmp_path / "rasters/k0/a.classes.tif", "w", transform=affine, **profile) as f:
+        f.write(labels, 1)
+    report = gather(str(tmp_path), None)
+    page = render(report)
+    drawn = Image.open(io.BytesIO(report.inputs[0].labels or b""))
+    rows, cols = np.nonzero(np.asarray(drawn)[:, :, 3])
+    middle = (cols.mean() + 0.5) / drawn.width, (rows.mean() + 0.5) / drawn.height
+    [image], [outline] = matrices(page, "image"), matrices(page, "rect")
+    assert image == outline
+    view = re.search(r'viewBox="-8 -8 ([\d.]+) ([\d.]+)"', page)
+    assert view is not None
+    width, height = (float(side) - 16 for side in view.groups())
+    xs, ys = zip(*(affine @ corner for corner in ((0, 0), (200, 0), (200, 100), (0, 100))), strict=True)
+    east, north = affine @ (40, 20)
+    x, y = on_map(image, *middle)
+    assert x / width == pytest.approx((east - min(xs)) / (max(xs) - min(xs)), abs=0.01)
+    assert y / height == pytest.approx((max(ys) - north) / (max(ys) - min(ys)), abs=0.01)
 
 
 def test_the_command_writes_the_file(tmp_path: Path) -> None:
