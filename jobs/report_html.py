@@ -13,8 +13,8 @@ from typing import Any
 
 from panoptile.jobs.report import ROWS, XY, InputReport, JobReport, Stream
 
-LEAST_SIDE = 0.5
-"""Of an input on the map, whose longer side has 1000."""
+LEAST_SIDE = 2.0
+"""Of an input on the map, whose longer side has 1000: less is not seen on a phone."""
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _STYLE = """
@@ -41,7 +41,7 @@ border:1px solid rgba(0,0,0,.2)}
 margin-left:8px;overflow:hidden}.bar i{display:block;height:100%;background:var(--accent)}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));gap:16px}
 .card img{width:100%;height:auto;border-radius:6px;display:block}.card p{font-size:13px}
-svg{width:100%;height:auto;display:block;background:var(--card);border:1px solid var(--line);border-radius:10px}
+svg{width:100%;height:auto;min-height:48px;max-height:80vh;display:block;background:var(--card);border:1px solid var(--line);border-radius:10px}
 """
 
 

@@ -252,6 +252,21 @@ def test_labels_lie_on_the_map_where_they_lie_on_the_ground(tmp_path: Path, name
     assert y / height == pytest.approx((max(ys) - north) / (max(ys) - min(ys)), abs=0.01)
 
 
+@pytest.mark.parametrize("shape", [(800, 20), (500, 1), (1, 500)])
+def test_a_strip_fits_on_the_page(tmp_path: Path, shape: tuple[int, int]) -> None:
+    """A map is no taller than the window, whatever its shape, and even one pixel's width is drawn to be seen."""
+    finished(tmp_path)
+    plan = json.loads((tmp_path / "_state/plan/k0.json").read_text())
+    put(tmp_path / "_state/plan/k0.json", {"info": plan["info"] | {"height": shape[0], "width": shape[1]}})
+    page = render(gather(str(tmp_path), None))
+    style = re.search(r"\nsvg\{([^}]*)\}", page)
+    assert style is not None
+    assert "max-height:80vh" in style[1]
+    [(a, _, _, d, _, _)] = matrices(page, "rect")
+    assert min(a, d) >= 2
+    assert 'vector-effect="non-scaling-stroke"' in page  # its line is as wide on a phone
+
+
 def test_the_command_writes_the_file(tmp_path: Path) -> None:
     """report.html lies in OUT, and its address is what is printed."""
     finished(tmp_path)
