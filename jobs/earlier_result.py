@@ -76,7 +76,7 @@ def known_records(store: Store, prepared: Prepared, commits: Mapping[str, Commit
     known = {}
     for plan in prepared.plans:
         data = records.get(result_key(plan.key), b"")
-        if load_result(data, plan, prepared.result_name(plan), commits_of(plan, commits), sizes):
+        if load_result(data, plan, prepared.accepted_names(plan), commits_of(plan, commits), sizes):
             known[plan.key] = data
     return known
 

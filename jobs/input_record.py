@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from panoptile.jobs.results import result_key
@@ -70,7 +70,7 @@ def save_result(store: Store, finished: FinishedInput, fingerprint: str) -> byte
 def load_result(
     data: bytes | None,
     plan: AnyPlan,
-    fingerprint: str,
+    names: Collection[str],
     commits: Mapping[str, str],
     sizes: Mapping[str, int],
 ) -> FinishedInput | None:
@@ -78,12 +78,13 @@ def load_result(
 
     Args:
         data: bytes of its :func:`result_key`.
+        names: of the results that hold now, see ``Prepared.accepted_names``.
         commits: unit id -> sha256 of the committed fragment, of the units that are committed now.
         sizes: published file, table of tiles or picture -> bytes, as listed now.
     """
     try:
         record = json.loads(data or b"")
-        if record["fingerprint"] != fingerprint or record["plan"] != plan_digest(plan):
+        if record["fingerprint"] not in names or record["plan"] != plan_digest(plan):
             return None
         finished = _finished(record["finished"], plan)
         promised = (*finished.assets, *([finished.tile_table] if finished.tile_table else []))

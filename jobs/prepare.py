@@ -23,7 +23,7 @@ from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
 from panoptile.pipeline.any_plan import AnyPlan
 from panoptile.pipeline.gdal_env import ALLOWED_DRIVERS
-from panoptile.pipeline.ground_area import pixel_area_m2
+from panoptile.pipeline.ground_area import has_notable_scale, pixel_area_m2
 from panoptile.pipeline.inputs import InputError, shown
 from panoptile.pipeline.mosaic import inspect_mosaic
 from panoptile.pipeline.plan import RasterPlan, fingerprint
@@ -122,9 +122,16 @@ class Prepared:
 
     def result_name(self, plan: AnyPlan) -> str:
         """What decides the published bytes of one input, given its fragments."""
-        if isinstance(plan, RasterPlan):
-            return self.fingerprint
-        return fingerprint({"job": self.fingerprint, **self.spec.link_fields()})
+        if not isinstance(plan, RasterPlan):
+            return fingerprint({"job": self.fingerprint, **self.spec.link_fields()})
+        if (self.spec.vector or self.spec.min_area > 0) and has_notable_scale(plan.info):
+            return fingerprint({"job": self.fingerprint, "areas": "ground"})  # earlier versions: of the map
+        return self.fingerprint
+
+    def accepted_names(self, plan: AnyPlan) -> set[str]:
+        """Names under which what was published of an input still stands; its file may be gone, and it cannot be
+        published anew then."""
+        return {self.result_name(plan)} | ({self.fingerprint} if plan.key in self.kept else set())
 
 
 def prepare(spec: JobSpec, *, any_job: bool = False) -> Prepared:

@@ -90,7 +90,8 @@ def write_geoparquet(
     """Write all rows of ``spool`` to ``path`` and return their number; without any, a valid empty file.
 
     ``geometry`` is in the raster's CRS (pixel coordinates, y down, where the raster is not georeferenced); attributes
-    are those of the whole segment, areas and boxes those of the row. ``area_m2`` is null without CRS.
+    are those of the whole segment, areas and boxes those of the row. ``area_m2`` is on the ground, see ``area_rule``, and
+    null without CRS.
     """
     rows = _Rows(info, segments, classes)
     written = 0
@@ -130,7 +131,7 @@ class _Rows:
         self._names = pa.array(["", *(c.name for c in classes)])
         self._is_thing = np.array([False, *(c.is_thing for c in classes)])
         self._uri = public_uri(info.uri)
-        self._square_metres = area_rule(info.crs_wkt, info.transform, georeferenced=info.georeferenced)
+        self._square_metres = area_rule(info)
         self._bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
         self._types: set[str] = set()
 

@@ -95,13 +95,13 @@ def test_a_record_of_another_kind_is_none(tmp_path: Path, field: str, value: obj
     data = save_result(LocalStore(tmp_path), one, "job")
     commits = {u.id: sha256 for u, sha256 in one.commits.items()}
     sizes = {one.assets[0].key: 1000, f"tiles/{one.plan.key}.parquet": 12, f"previews/{one.plan.key}.png": 1}
-    assert load_result(data, one.plan, "job", commits, sizes) == one
+    assert load_result(data, one.plan, {"job"}, commits, sizes) == one
     record = json.loads(data)
     record["finished"][field] = value
-    assert load_result(json.dumps(record).encode(), one.plan, "job", commits, sizes) is None
-    assert load_result(data, one.plan, "job", commits, {**sizes, one.assets[0].key: 999}) is None
-    assert load_result(data, one.plan, "other job", commits, sizes) is None
-    assert load_result(None, one.plan, "job", commits, sizes) is None
+    assert load_result(json.dumps(record).encode(), one.plan, {"job"}, commits, sizes) is None
+    assert load_result(data, one.plan, {"job"}, commits, {**sizes, one.assets[0].key: 999}) is None
+    assert load_result(data, one.plan, {"other job"}, commits, sizes) is None
+    assert load_result(None, one.plan, {"job"}, commits, sizes) is None
 
 
 def test_a_long_manifest_is_written_in_groups() -> None:

@@ -1,4 +1,4 @@
-"""Outlines against GDAL's rasteriser, GEOS's validity and pyproj's geodesics."""
+"""Outlines against GDAL's rasteriser and GEOS's validity."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 from rasterio.features import rasterize
-from rasterio.transform import Affine
 from tests.pipeline.label_arrays import NORTH_UP, label_rasters, voronoi
 
 from panoptile.pipeline.corners import block_corners, decode, encode, pixel_counts
-from panoptile.pipeline.ground_area import area_rule
 from panoptile.pipeline.polygons import Outlines, to_geometries, trace
 from panoptile.pipeline.raster_info import NODATA_ID
 from panoptile.pipeline.segments import blocks
@@ -119,52 +116,6 @@ def test_labels_of_another_shape_are_refused() -> None:
     """A block whose array is not its window's shape is an error that names both."""
     with pytest.raises(ValueError, match=r"\(2, 3\).*labels.shape"):
         block_corners(np.zeros((2, 2), np.uint32), Window(0, 0, 2, 3))
-
-
-@pytest.mark.parametrize(("pixel", "latitude"), [(1e-2, 60.0), (1e-5, -33.0), (1e-3, 0.01), (1e-2, 89.95)])
-def test_geographic_areas_are_geodesic(pixel: float, latitude: float) -> None:
-    """Square metres in EPSG:4326 agree with pyproj's geodesic area to eight digits, from the equator to the pole."""
-    geod = pytest.importorskip("pyproj").Geod(ellps="WGS84")
-    labels = np.random.default_rng(3).integers(0, 4, (12, 15)).astype(np.uint32)
-    outlines = outlines_of(labels)
-    transform = (pixel, 0.0, 85.0, 0.0, -pixel, latitude)
-    rule = area_rule(CRS.from_epsg(4326).to_wkt(), transform, georeferenced=True)
-    assert rule is not None
-    expected = [
-        sum(_cell_area(geod, Affine(*transform), r, c) for r, c in np.argwhere(labels == i))
-        for i in outlines.ids
-    ]
-    np.testing.assert_allclose(rule(outlines), expected, rtol=1e-8)
-
-
-def _cell_area(geod: object, transform: Affine, row: int, col: int) -> float:
-    """Geodesic area of one pixel, its parallels followed in 200 steps."""
-    cols = np.linspace(col, col + 1, 201)
-    x = transform.a * np.concatenate([cols, cols[::-1]]) + transform.c
-    y = transform.e * np.repeat([row, row + 1], 201) + transform.f
-    return abs(geod.polygon_area_perimeter(x, y)[0])  # type: ignore[attr-defined, no-any-return]
-
-
-def test_rotated_geographic_areas_are_close() -> None:
-    """On a slightly rotated geographic raster, areas differ from the unrotated ones by no more than the rotation."""
-    outlines = outlines_of(voronoi(0, 60, 60, 20))
-    wkt = CRS.from_epsg(4326).to_wkt()
-    straight = area_rule(wkt, (1e-5, 0.0, 8.0, 0.0, -1e-5, 47.0), georeferenced=True)
-    rotated = area_rule(wkt, (1e-5, 1e-12, 8.0, 1e-12, -1e-5, 47.0), georeferenced=True)
-    assert straight is not None
-    assert rotated is not None
-    np.testing.assert_allclose(rotated(outlines), straight(outlines), rtol=1e-5)
-
-
-def test_projected_areas_follow_the_unit() -> None:
-    """US survey feet become metres; a raster without CRS, or that lies nowhere, has no ground area."""
-    outlines = outlines_of(np.ones((2, 3), np.uint32))
-    feet = area_rule(CRS.from_epsg(2263).to_wkt(), (2.0, 0.0, 0.0, 0.0, -2.0, 0.0), georeferenced=True)
-    assert feet is not None
-    np.testing.assert_allclose(feet(outlines), [6 * 4 * (1200 / 3937) ** 2], rtol=1e-12)
-    assert area_rule(None, PIXELS, georeferenced=True) is None
-    assert area_rule(CRS.from_epsg(2263).to_wkt(), PIXELS, georeferenced=False) is None
-    assert area_rule('LOCAL_CS["site",UNIT["metre",1]]', PIXELS, georeferenced=True) is None
 
 
 def test_a_dense_block_takes_well_under_a_second(capsys: pytest.CaptureFixture[str]) -> None:
