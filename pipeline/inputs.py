@@ -112,6 +112,14 @@ def shown(path: str) -> str:
     return path if path.isprintable() else repr(path)
 
 
+def stands_for_a_file(path: str) -> bool:
+    """Whether a name that a folder holds, or a pattern matches, is an input: a file, or a link that leads nowhere.
+
+    Behind such a link may be a share that is not mounted: passing it over would lose its scenes without a word.
+    """
+    return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path))
+
+
 def _expand(source: str) -> list[str]:
     path = _local_path(source)
     if os.path.isdir(path):
@@ -119,7 +127,7 @@ def _expand(source: str) -> list[str]:
     if os.path.lexists(path):
         return [os.path.abspath(path)]
     if glob.has_magic(path):
-        matches = sorted(m for m in glob.glob(path, recursive=True) if os.path.isfile(m))
+        matches = sorted(m for m in glob.glob(path, recursive=True) if stands_for_a_file(m))
         if not matches:
             raise NothingThere(
                 f"No file matches {shown(path)}: check the pattern, and quote it in the shell."
@@ -188,7 +196,7 @@ def _is_raster_name(name: str) -> bool:
 def _directory_rasters(directory: str) -> list[str]:
     names = sorted(os.listdir(directory))
     rasters = [os.path.abspath(os.path.join(directory, name)) for name in names if _is_raster_name(name)]
-    files = [path for path in rasters if os.path.isfile(path)]
+    files = [path for path in rasters if stands_for_a_file(path)]
     if not files:
         raise NothingThere(
             f"{shown(directory)} holds no raster: looked for {' '.join(RASTER_ENDINGS)}, not in sub-directories."

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from panoptile.pipeline.image_sequence import folder_tag, index_images, is_image_sequence, natural_order
-from panoptile.pipeline.inputs import InputError, NothingThere, expanded, shown
+from panoptile.pipeline.inputs import InputError, NothingThere, expanded, shown, stands_for_a_file
 from panoptile.pipeline.remote_object import Version, version_of, written_ns
 from panoptile.pipeline.remote_uri import checked_uri, local_path_of, scheme_of
 from panoptile.pipeline.store_object import tag_of
@@ -85,7 +85,7 @@ class LocalVideo:
         if not _is_remote(uri):
             self.path = str(_local_path(uri))
             if os.path.isdir(self.path):
-                self.etag = folder_tag(self.path)
+                self.etag = _tag_of_images(self.path)
             return
         self._folder = tempfile.mkdtemp(prefix="panoptile-video-", dir=scratch)
         try:
@@ -124,6 +124,14 @@ class LocalVideo:
         self.close()
         if isinstance(error, InputError) and _is_remote(self._uri):  # the copy's path says nothing to anybody
             raise InputError(str(error).replace(self.path, shown(self._uri))) from error
+
+
+def _tag_of_images(folder: str) -> str:
+    """See ``folder_tag``. Raises InputError for an image that is a link to nowhere."""
+    try:
+        return folder_tag(folder)
+    except FileNotFoundError as e:
+        raise InputError(f"{shown(str(e.filename))} does not exist: check the path.") from e
 
 
 def video_version(uri: str) -> Version:
@@ -171,7 +179,7 @@ def _local(source: str) -> list[str]:
         return [str(path)]
     if glob.has_magic(str(path)):
         matches = sorted(glob.glob(str(path), recursive=True), key=natural_order)
-        files = [os.path.abspath(m) for m in matches if os.path.isfile(m)]
+        files = [os.path.abspath(m) for m in matches if stands_for_a_file(m)]
         if not files:
             raise NothingThere(
                 f"No file matches {shown(source)}: check the pattern, and quote it in the shell."
@@ -182,7 +190,7 @@ def _local(source: str) -> list[str]:
 
 def _directory(directory: str) -> list[str]:
     names = sorted((n for n in os.listdir(directory) if _is_video(n)), key=natural_order)
-    videos = [p for p in (os.path.join(directory, n) for n in names) if os.path.isfile(p)]
+    videos = [p for p in (os.path.join(directory, n) for n in names) if stands_for_a_file(p)]
     images = is_image_sequence(directory)
     if videos and images:
         raise InputError(

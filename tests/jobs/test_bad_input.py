@@ -83,6 +83,13 @@ def _no_rasters(tmp: Path) -> list[object]:
     return [tmp / "folder"]
 
 
+def _half_mounted(tmp: Path) -> list[object]:
+    (tmp / "folder").mkdir()
+    scene(tmp / "folder" / "a.tif")
+    (tmp / "folder" / "b.tif").symlink_to("/nowhere/b.tif")
+    return [tmp / "folder"]
+
+
 def _missing_key(state: dict[str, object]) -> None:
     del state["class_predictor.weight"]
 
@@ -98,6 +105,7 @@ CASES: dict[str, tuple[Callable[[Path], list[object]], list[str]]] = {
         ["nowhere.tif", "gone.mp4", "lost.tif"],
     ),
     "directory without rasters": (_no_rasters, ["folder", "raster"]),
+    "directory with a link to nowhere": (_half_mounted, ["b.tif", "does not exist", "--skip-invalid"]),
     "text file named .tif": (_text, ["notes.tif"]),
     "truncated TIFF": (_truncated, ["cut.tif", "truncated"]),
     "zero-size file": (_empty_file, ["empty.tif", "empty"]),

@@ -58,6 +58,19 @@ def test_invalid_inputs_are_skipped_where_asked_for(mixed: WorldFiles, tmp_path:
     assert (again.exit, again.already_done) == (Exit.QUARANTINED, True)
 
 
+def test_a_link_to_nowhere_is_a_row_until_its_share_is_back(mixed: WorldFiles, tmp_path: Path) -> None:
+    """What cannot be reached behind a link is skipped as what cannot be opened, and done once it is there."""
+    share, out = tmp_path / "share", tmp_path / "out"
+    (mixed.image.parent / "link.tif").symlink_to(share / "far.tif")
+    options = {"skip_invalid": True, "max_failures": "20%", **TILING}
+    run(mixed, out, **options)
+    assert [(Path(r["source_uri"]).name, r["stage"]) for r in rows(out)][1] == ("link.tif", "open")
+    share.mkdir()
+    shutil.copy(mixed.image.parent / "good.tif", share / "far.tif")
+    run(mixed, out, **options)
+    assert [Path(r["source_uri"]).name for r in rows(out)] == ["empty.tif", "text.tif"]
+
+
 def test_an_input_that_was_mended_is_done_by_the_same_command(mixed: WorldFiles, tmp_path: Path) -> None:
     """The skipped input becomes readable: it alone is run, and its row goes; broken again, its files go."""
     out = tmp_path / "out"

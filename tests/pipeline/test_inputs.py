@@ -36,6 +36,17 @@ def test_the_order_of_sources_is_kept_and_a_file_counts_once(
     assert find_inputs([b, "a.tif", a, "link.tif", f"file://{a}", "*.tif", str(tmp_path)]) == [b, a]
 
 
+def test_a_link_that_leads_nowhere_is_an_input(tmp_path: Path) -> None:
+    """Its scene may lie on a share that is not mounted: a folder and a pattern name it as they name a file."""
+    (a,) = touch(tmp_path, "a.tif")
+    (tmp_path / "b.tif").symlink_to("/nowhere/b.tif")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "c.tif").symlink_to(tmp_path / "inner")
+    found = [a, str(tmp_path / "b.tif")]
+    assert find_inputs([str(tmp_path)]) == found
+    assert find_inputs([str(tmp_path / "*.tif")]) == found
+
+
 def test_a_name_with_glob_characters_is_a_file_first(tmp_path: Path) -> None:
     """scene[1].tif is itself where it exists."""
     (path,) = touch(tmp_path, "scene[1].tif")

@@ -52,6 +52,19 @@ def test_files_globs_and_directories(tmp_path: Path) -> None:
     assert find_videos([b, str(tmp_path / "d"), f"file://{b}"]) == [b, a]
 
 
+def test_a_link_that_leads_nowhere_is_an_input(tmp_path: Path) -> None:
+    """A folder and a pattern name it; among numbered images it is named as missing."""
+    (a,) = touch(tmp_path / "d", "a.mp4")
+    (tmp_path / "d" / "b.mp4").symlink_to("/nowhere/b.mp4")
+    found = [a, str(tmp_path / "d" / "b.mp4")]
+    assert find_videos([str(tmp_path / "d")]) == found
+    assert find_videos([str(tmp_path / "d" / "*.mp4")]) == found
+    folder = write_images(tmp_path / "clip", ["0.png"])
+    (folder / "1.png").symlink_to("/nowhere/1.png")
+    with pytest.raises(InputError, match=r"1\.png does not exist"):
+        LocalVideo(str(folder))
+
+
 def test_a_directory_of_images_is_one_video(tmp_path: Path) -> None:
     """It stands for itself and is indexed as a sequence; with videos beside the images it is refused."""
     folder = write_images(tmp_path / "clip", ["0.png", "1.png"])
