@@ -6,8 +6,10 @@ schedule may run it from anywhere.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -16,9 +18,9 @@ from typing import Any, get_type_hints
 import pydantic
 import yaml
 
-from panoptile.jobs.exits import invalid
+from panoptile.jobs.exits import JobError, invalid
 from panoptile.jobs.option_names import not_an_option
-from panoptile.jobs.option_values import DURATIONS, seconds
+from panoptile.jobs.option_values import DURATIONS, JOB_FILE_SUFFIXES, seconds
 from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline.yaml_error import one_line
 
@@ -73,12 +75,36 @@ def read_job_file(path: str) -> dict[str, Any]:
     return values
 
 
+def check_save(path: str) -> None:
+    """Refuse (exit 2) a name that no command takes for a job file's, and one under which something else lies."""
+    if not path.lower().endswith(JOB_FILE_SUFFIXES):
+        raise invalid(
+            f"--save {path} would not be taken for a job file: give it a name that ends in {' or '.join(JOB_FILE_SUFFIXES)}."
+        )
+    if os.path.lexists(target := Path(path).expanduser()):
+        try:
+            read_job_file(str(target))
+        except JobError as e:
+            raise invalid(
+                f"--save {path} would replace what is no job file: choose another name, or remove it first. {e}"
+            ) from e
+
+
 def write_job_file(path: str, spec: JobSpec) -> None:
-    """Write a job as a file that :func:`read_job_file` reads back; its local paths are absolute."""
+    """Write a job as a file that :func:`read_job_file` reads back, whole or not at all; its local paths are absolute.
+
+    Raises :class:`JobError` (exit 2) as :func:`check_save`, and where it cannot be written.
+    """
+    check_save(path)
     text = f"# panoptile segment|plan|submit {Path(path).name}\n{job_file_text(with_absolute_paths(spec))}"
+    target = Path(path).expanduser().resolve()  # a link stays one
+    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, target)
     except OSError as e:
+        with contextlib.suppress(OSError):
+            draft.unlink()
         raise invalid(
             f"Cannot write the job file {path}: {e.strerror}. Choose another place with --save."
         ) from e

@@ -23,12 +23,18 @@ from panoptile.jobs import options as opt
 from panoptile.jobs.console import Console
 from panoptile.jobs.exits import invalid
 from panoptile.jobs.option_names import unknown_variables, variables
-from panoptile.jobs.option_values import DURATIONS, NAME_LISTS, band_numbers, names, seconds
+from panoptile.jobs.option_values import (
+    DURATIONS,
+    JOB_FILE_SUFFIXES,
+    NAME_LISTS,
+    band_numbers,
+    names,
+    seconds,
+)
 from panoptile.jobs.spec import JobSpec
 from panoptile.pipeline.remote_uri import scheme_of
 
 Origin = Literal["flag", "environment", "job file", "default"]
-JOB_FILE_SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +129,18 @@ def with_recorded_job(
 
 
 def _check_save(save: str | None, out: str) -> None:
-    """Refuse a job file in OUT: the folder would be taken for a foreign one from then on."""
-    if save is None or scheme_of(out) is not None:
+    """Refuse a job file in OUT, which would be taken for a foreign folder from then on, and what else may not be
+    written: see ``check_save``."""
+    if save is None:
         return
     file, folder = (Path(path).expanduser().resolve() for path in (save, out))
-    if file == folder or folder in file.parents:
+    if scheme_of(out) is None and (file == folder or folder in file.parents):
         raise invalid(
             f"--save {save} lies in the output folder {out}: choose another place for the job file."
         )
+    from panoptile.jobs.job_file import check_save
+
+    check_save(save)
 
 
 def _tell_unknown_variables(console: Console) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+JOB_FILE_SUFFIXES = (".yaml", ".yml")
+"""By which a job file is told from a source."""
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 DURATIONS = {"unit_timeout": "--timeout-unit", "start_timeout": "--start-timeout"}
 """Options whose text is a time; in a job file they are seconds, or such a text."""

@@ -215,6 +215,54 @@ def test_a_job_is_not_saved_into_its_output_folder(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("save", ["job.txt", "job", "a.tif", ""])
+def test_a_job_is_saved_as_what_commands_take_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: str
+) -> None:
+    """A name that would be taken for a source is refused, whether something lies there or not: exit 2."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.tif").write_bytes(b"pixels")
+    result = CliRunner().invoke(app, ["config", "show", "a.tif", "-o", "o", "--save", save])
+    assert isinstance(result.exception, JobError)
+    assert ".yaml or .yml" in str(result.exception)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
+    assert (tmp_path / "a.tif").read_bytes() == b"pixels"
+
+
+@pytest.mark.parametrize(
+    "there", [b"kind: Deployment\n", b"- a\n- list\n", b"\xff\xfe\x00", b"", b"tile: 640\ntile: 512\n", None]
+)
+def test_what_is_no_job_file_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bytes | None
+) -> None:
+    """Other YAML, other bytes, an empty file, a folder: exit 2 before anything runs, and they stay as they are."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "job.yaml"
+    path.mkdir() if there is None else path.write_bytes(there)
+    result = CliRunner().invoke(app, ["config", "show", "a.tif", "-o", "o", "--save", "job.yaml"])
+    assert isinstance(result.exception, JobError)
+    assert int(result.exception.code) == 2
+    assert "would replace what is no job file" in str(result.exception)
+    assert path.is_dir() if there is None else path.read_bytes() == there
+
+
+def test_a_job_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier job gives way, also behind a link; where writing fails it stays, and no draft is left."""
+    monkeypatch.chdir(tmp_path)
+    shown("a.tif", "-o", "out", "--save", "real.yml")
+    (tmp_path / "job.yaml").symlink_to("real.yml")
+    shown("job.yaml", "--tile", "640", "--save", "job.yaml")
+    assert (tmp_path / "job.yaml").is_symlink()
+    assert shown("real.yml")["options"]["tile"] == 640
+    before = (tmp_path / "real.yml").read_bytes()
+    full = mock.Mock(side_effect=OSError(28, "No space left on device"))
+    monkeypatch.setattr("panoptile.jobs.job_file.os.replace", full)
+    result = CliRunner().invoke(app, ["config", "show", "b.tif", "-o", "o", "--save", "job.yaml"])
+    assert "No space left" in str(result.exception)
+    assert (tmp_path / "real.yml").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["job.yaml", "real.yml"]
+
+
 def test_every_command_that_takes_a_job_saves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once, before anything runs; config show is tested above, submit with the other submissions."""
     monkeypatch.chdir(tmp_path)
