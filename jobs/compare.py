@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.compute as pc
 import shapely
 
 from panoptile.jobs.console import Console
@@ -27,6 +28,7 @@ from panoptile.pipeline.ground_area import pixel_area_m2
 from panoptile.pipeline.inputs import InputError
 from panoptile.pipeline.overlaps import overlaps
 from panoptile.pipeline.panoptic_quality import PanopticQuality, PanopticScores
+from panoptile.pipeline.parquet_read import read_batches
 from panoptile.pipeline.plan import RasterPlan
 from panoptile.pipeline.raster_file import RasterReadError
 from panoptile.pipeline.raster_info import RasterInfo
@@ -172,13 +174,10 @@ def _features(
         raise invalid(f"{run.store.root} has no table of segments: --geojson needs runs with --vector.")
     changed = {int(i): str(c) for i, c in zip(labels, changes, strict=True) if c != Change.MATCHED}
     columns = ["segment_id", "class_name", "score", "area_px", "geometry"]
-    rows = (
-        pq.read_table(table, columns=columns, filters=[("segment_id", "in", sorted(changed))])
-        if changed
-        else None
-    )
+    wanted = pa.array(sorted(changed), pa.uint32())
+    batches = read_batches(table, columns) if changed else ()
     found: list[dict[str, Any]] = []
-    for row in rows.to_pylist() if rows is not None else []:
+    for row in (row for b in batches for row in b.filter(pc.is_in(b["segment_id"], wanted)).to_pylist()):
         shape = shapely.transform(shapely.from_wkb(row.pop("geometry")), lambda xy: _to_degrees(info, xy))
         properties = {"run": side, "change": changed[row["segment_id"]], "raster": info.stem, **row}
         found.append(

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -30,6 +29,7 @@ from panoptile.model.classes import ClassTable, SegmentClass
 from panoptile.pipeline.inputs import InputError
 from panoptile.pipeline.label_runs import LabelRuns, coded_labels
 from panoptile.pipeline.mosaic import MosaicSource, open_source
+from panoptile.pipeline.parquet_read import read_batches
 from panoptile.pipeline.plan import RasterPlan
 from panoptile.pipeline.raster_file import RasterReadError, open_raster, read_window
 from panoptile.pipeline.raster_info import NODATA_ID, RasterInfo
@@ -251,12 +251,11 @@ class _Cutter:
         if not self._run.store.exists(key):
             return None
         scores = np.zeros(1, np.float32)
-        with pq.ParquetFile(self._run.store.local_copy(key, folder)) as file:
-            for batch in file.iter_batches(65_536, columns=["segment_id", "score"]):
-                ids = batch.column("segment_id").to_numpy()
-                if len(ids) and ids.max() >= len(scores):
-                    scores = np.pad(scores, (0, max(int(ids.max()) + 1, 2 * len(scores)) - len(scores)))
-                scores[ids] = batch.column("score").to_numpy()
+        for batch in read_batches(self._run.store.local_copy(key, folder), ["segment_id", "score"]):
+            ids = batch.column("segment_id").to_numpy()
+            if len(ids) and ids.max() >= len(scores):
+                scores = np.pad(scores, (0, max(int(ids.max()) + 1, 2 * len(scores)) - len(scores)))
+            scores[ids] = batch.column("score").to_numpy()
         return scores
 
 

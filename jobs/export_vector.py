@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from panoptile.jobs.exits import Exit, JobError, invalid
 from panoptile.jobs.new_folder import new_files, refuse_existing
 from panoptile.pipeline.footprint import lies_on_earth
+from panoptile.pipeline.parquet_read import open_parquet
 from panoptile.pipeline.store import Store
 
 import rasterio.warp  # isort: skip  (after footprint, which sets GDAL's environment)
@@ -142,7 +143,7 @@ class _Layer:
         """Raise :class:`JobError` (exit 2) where the format needs places on Earth and the raster has none."""
         if not self.chosen.geographic:
             return
-        with pq.ParquetFile(self.path) as file:
+        with open_parquet(self.path) as file:
             crs, box = _crs(file), _geo(file).get("bbox")
         if crs is None:
             raise invalid(
@@ -159,12 +160,12 @@ class _Layer:
             )
 
     def is_empty(self) -> bool:
-        with pq.ParquetFile(self.path) as file:
+        with open_parquet(self.path) as file:
             return not any(batch.num_rows for batch in _batches(file, self.classes))
 
     def write(self, target: Path, say: Callable[[str], None]) -> None:
         pyogrio = _pyogrio()
-        with pq.ParquetFile(self.path) as file, warnings.catch_warnings():
+        with open_parquet(self.path) as file, warnings.catch_warnings():
             crs = _crs(file)
             if crs is None:
                 say(f"{self.name} has no CRS: its coordinates are pixels")
@@ -198,7 +199,7 @@ def _pyogrio() -> Any:
 
 def _batches(file: pq.ParquetFile, classes: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     wanted = pa.array(classes, pa.string())
-    for batch in file.iter_batches(batch_size=20_000, columns=[*COLUMNS, "geometry"]):
+    for batch in file.iter_batches(20_000, columns=[*COLUMNS, "geometry"], use_threads=False):
         if classes:
             batch = batch.filter(pc.is_in(batch.column("class_name"), wanted))
         yield pa.RecordBatch.from_arrays([batch.column(f.name).cast(f.type) for f in SCHEMA], schema=SCHEMA)
@@ -227,7 +228,7 @@ def _is_beyond_web_maps(crs: str, box: Sequence[float]) -> bool:
 
 def _zooms(file: pq.ParquetFile) -> dict[str, str]:
     """Zoom levels: the deepest shows a source pixel as about one step of a tile."""
-    areas = next(file.iter_batches(batch_size=1, columns=["area_px", "area_m2"]), None)
+    areas = next(file.iter_batches(1, columns=["area_px", "area_m2"], use_threads=False), None)
     pixel = 0.5
     if areas is not None and areas.num_rows and areas.column("area_m2")[0].as_py():
         pixel = math.sqrt(areas.column("area_m2")[0].as_py() / areas.column("area_px")[0].as_py())

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from panoptile.jobs.exits import Exit, JobError, invalid
 from panoptile.jobs.results import published_keys
@@ -19,6 +18,7 @@ from panoptile.pipeline import layout
 from panoptile.pipeline.contingency import VOID
 from panoptile.pipeline.label_source import LabelMeaning, LabelRaster, LabelSource, SegmentRaster
 from panoptile.pipeline.overlaps import UNSCORED, SegmentLabels
+from panoptile.pipeline.parquet_read import read_columns
 from panoptile.pipeline.plan import RasterPlan, kind_of
 from panoptile.pipeline.raster_info import RasterInfo
 from panoptile.pipeline.store import Store, StoreUnreachable, open_store
@@ -162,7 +162,7 @@ def _color(text: str) -> tuple[int, int, int]:
 def _segment_table(path: Path, class_ids: Mapping[int, int]) -> SegmentLabels:
     """Classes and scores of the segments; stuff has several rows a segment, all of which say the same."""
     try:
-        rows = pq.read_table(path, columns=["segment_id", "class_id", "score"])
+        rows = read_columns(path, ["segment_id", "class_id", "score"])
     except (OSError, pa.ArrowException) as e:
         raise invalid(f"{path} is no table of segments: {e}") from e
     ids, first = np.unique(rows["segment_id"].to_numpy(), return_index=True)

@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from panoptile.jobs.exits import invalid
@@ -25,6 +24,7 @@ from panoptile.jobs.job_record import read_job
 from panoptile.jobs.state import parquet_rows, read_errors, read_json
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
+from panoptile.pipeline.parquet_read import open_parquet
 from panoptile.pipeline.store import Store, open_store
 from panoptile.pipeline.video_index import VideoIndex
 
@@ -242,14 +242,14 @@ def _areas(store: Store, inputs: list[InputReport]) -> dict[int, float]:
 
 
 def _add_areas(table: BinaryIO, sums: dict[int, float]) -> None:
-    file = pq.ParquetFile(table)
-    if "area_m2" not in file.schema_arrow.names:
-        return
-    for group in file.iter_batches(columns=["class_id", "area_m2"]):
-        ids = group.column("class_id").to_numpy()
-        areas = np.nan_to_num(group.column("area_m2").to_numpy(zero_copy_only=False))
-        for class_id in np.unique(ids):
-            sums[int(class_id)] += float(areas[ids == class_id].sum())
+    with open_parquet(table) as file:
+        if "area_m2" not in file.schema_arrow.names:
+            return
+        for batch in file.iter_batches(columns=["class_id", "area_m2"], use_threads=False):
+            ids = batch.column("class_id").to_numpy()
+            areas = np.nan_to_num(batch.column("area_m2").to_numpy(zero_copy_only=False))
+            for class_id in np.unique(ids):
+                sums[int(class_id)] += float(areas[ids == class_id].sum())
 
 
 def _failures(store: Store) -> tuple[list[dict[str, Any]], int]:

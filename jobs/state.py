@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from panoptile.jobs.exits import Exit, JobError, invalid
 from panoptile.pipeline import layout
+from panoptile.pipeline.parquet_read import read_columns
 from panoptile.pipeline.store import Store, StoreUnreachable
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -41,9 +41,7 @@ def json_object(data: bytes) -> dict[str, Any] | None:
 def parquet_rows(data: bytes) -> list[dict[str, Any]] | None:
     """The rows of a Parquet file; None where the bytes are none, or damaged."""
     try:
-        # Arrow's threads, begun for a small file, can still be starting when the process ends: it aborts then
-        with pq.ParquetFile(io.BytesIO(data)) as file:
-            rows: list[dict[str, Any]] = file.read(use_threads=False).to_pylist()
+        rows: list[dict[str, Any]] = read_columns(io.BytesIO(data)).to_pylist()
     except (pa.ArrowException, OSError, ValueError):  # a damaged footer, page or string each raise their own
         return None
     return rows

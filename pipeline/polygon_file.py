@@ -118,6 +118,8 @@ def _geoparquet(path: str, column: str | None) -> PolygonFile:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from panoptile.pipeline.parquet_read import read_columns
+
     try:
         schema = pq.read_schema(path)
         geo = json.loads((schema.metadata or {})[b"geo"])
@@ -125,7 +127,7 @@ def _geoparquet(path: str, column: str | None) -> PolygonFile:
         settings = geo["columns"][primary]
         if column is not None and column not in schema.names:
             raise _no_column(path, column, schema.names)
-        table = pq.read_table(path, columns=[primary, *([column] if column else [])])
+        table = read_columns(path, [primary, *([column] if column else [])])
     except (OSError, pa.ArrowException, KeyError, ValueError) as e:
         if isinstance(e, InputError):
             raise

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
 from panoptile.model.classes import ClassTable
+from panoptile.pipeline.parquet_read import open_parquet, read_columns
 from panoptile.pipeline.video_tables import FrameMasks, read_masks
 
 _TRACKS_AT_ONCE = 256
@@ -32,7 +32,7 @@ def write_ytvis(path: Path, name: str, masks: Path, tracks: Path, frames: Path, 
     Each annotation has one run-length code (or null) per frame of ``frames.parquet``. Written track by track: memory is
     that of ``_TRACKS_AT_ONCE`` tracks.
     """
-    numbers = pq.read_table(frames, columns=["frame"])["frame"].to_numpy()
+    numbers = read_columns(frames, ["frame"])["frame"].to_numpy()
     height, width = _size(masks)
     video = {
         "id": 1,
@@ -87,7 +87,7 @@ def write_panoptic_video(folder: Path, name: str, masks: Path, classes: ClassTab
 
 
 def _ytvis_annotations(masks: Path, tracks: Path, numbers: NDArray[np.int32]) -> Iterator[dict[str, Any]]:
-    table = pq.read_table(tracks, columns=["track_id", "class_id", "is_thing", "mean_score"])
+    table = read_columns(tracks, ["track_id", "class_id", "is_thing", "mean_score"])
     rows = table.filter(table["is_thing"]).to_pylist()
     place = {frame: i for i, frame in enumerate(numbers.tolist())}
     for start in range(0, len(rows), _TRACKS_AT_ONCE):
@@ -116,10 +116,10 @@ def _ytvis_annotations(masks: Path, tracks: Path, numbers: NDArray[np.int32]) ->
 def _masks_of(masks: Path, track_ids: list[int]) -> dict[int, list[dict[str, Any]]]:
     """Rows of some tracks, in time."""
     found: dict[int, list[dict[str, Any]]] = {track: [] for track in track_ids}
-    wanted = pa.array(track_ids, pa.int32())
-    with pq.ParquetFile(masks) as file:
+    wanted, columns = pa.array(track_ids, pa.int32()), ["track_id", "frame", "bbox", "area", "rle"]
+    with open_parquet(masks) as file:
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=["track_id", "frame", "bbox", "area", "rle"])
+            table = file.read_row_group(group, columns=columns, use_threads=False)
             for row in table.filter(pc.is_in(table["track_id"], wanted)).to_pylist():
                 found[row["track_id"]].append(row)
     return found

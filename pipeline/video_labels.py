@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from panoptile.pipeline.contingency import BACKGROUND, VOID, Labels
@@ -22,6 +21,7 @@ from panoptile.pipeline.image_sequence import natural_order
 from panoptile.pipeline.inputs import InputError, shown
 from panoptile.pipeline.label_source import LabelMeaning, LabelRaster, Unlabelled, code, decode
 from panoptile.pipeline.overlaps import UNSCORED, SegmentLabels
+from panoptile.pipeline.parquet_read import read_columns
 from panoptile.pipeline.video_probe import LIMITS
 from panoptile.pipeline.video_tables import read_masks
 from panoptile.pipeline.window import Window
@@ -49,7 +49,7 @@ class TrackTable:
         """
         self._path, self._rest = path, rest
         try:
-            rows = pq.read_table(path, columns=["track_id", "class_id", "score"])
+            rows = read_columns(path, ["track_id", "class_id", "score"])
         except (OSError, pa.ArrowException) as e:
             raise InputError(f"{shown(str(path))} is no table of masks: {e}.") from e
         means = rows.group_by("track_id").aggregate([("class_id", "min"), ("score", "mean")])

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline.frame_source import Frame, open_frames
 from panoptile.pipeline.overlay import paint
+from panoptile.pipeline.parquet_read import read_columns
 from panoptile.pipeline.video_inputs import LocalVideo
 from panoptile.pipeline.video_plan import VideoPlan
 from panoptile.pipeline.video_tables import FrameMasks, read_masks
@@ -90,7 +90,7 @@ def _pictures(
 
 
 def _write_head(draw: ImageDraw.ImageDraw, plan: VideoPlan, tracks: Path, em: int, width: int) -> None:
-    table = pq.read_table(tracks, columns=["class_name", "is_thing"])
+    table = read_columns(tracks, ["class_name", "is_thing"])
     names, things = table["class_name"].to_pylist(), table["is_thing"].to_pylist()
     counts: dict[str, int] = {}
     for name, is_thing in zip(names, things, strict=True):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline.label_runs import decoded_labels
+from panoptile.pipeline.parquet_read import open_parquet
 
 ROW_GROUP_FRAMES = 128
 """Frames whose masks share a row group."""
@@ -192,11 +193,11 @@ class FrameMasks:
 def read_masks(path: Path, only: Collection[int] | None = None) -> Iterator[FrameMasks]:
     """All frames of a ``masks.parquet``, or those of ``only``; one row group is in memory at a time."""
     wanted = ["frame", "time_s", "track_id", "class_id", "is_thing", "rle"]
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         for group in range(file.num_row_groups):
             if only is not None and not _may_hold(file.metadata.row_group(group), only):
                 continue
-            table = file.read_row_group(group, columns=wanted)
+            table = file.read_row_group(group, columns=wanted, use_threads=False)
             frames = table["frame"].to_numpy()
             starts = np.flatnonzero(np.diff(frames, prepend=-1)).tolist()
             for start, stop in zip(starts, [*starts[1:], len(frames)], strict=True):
