@@ -101,14 +101,15 @@ def collect(store: Store, *, dry_run: bool) -> Collected:
     from panoptile.jobs.follow import Followed, take_lease
 
     orphans(store, time.time())  # a folder without a job is refused before anything is written
-    before = Observer(store).look().ending or Ending(int(Exit.INTERRUPTED), "")
+    before = Observer(store).look()
+    ending = before.ending or Ending(int(Exit.INTERRUPTED), "")
     held = take_lease(store, "fail", Console(quiet=True), 0, "upkeep")
     if isinstance(held, Followed):
         raise JobError(Exit.OTHER_JOB, f"A run works on {store.root}: collect when it is over.")
     try:
         removed = _remove(store, held, orphans(store, _now_of(store, held)))
     finally:
-        held.release(before.exit, before.message)  # to who looks, the job stands as it stood
+        held.release(ending.exit, ending.message, before.holder)  # to who looks, the job stands as it stood
     return Collected(tuple(removed), dry_run=False)
 
 

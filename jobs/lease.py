@@ -53,7 +53,7 @@ class Sight:
     state: State
     """``unknown``: held, but not watched for long enough to tell."""
     holder: str
-    """Host and process of the holder, for messages."""
+    """Host and process of the holder, for messages; of the run before, where a holder that only tidied has left."""
     ending: Ending | None
     """Of a holder that released the lease."""
     purpose: Purpose = "run"
@@ -90,7 +90,7 @@ class Observer:
         fields = _json(beat)
         if fields.get("released"):
             ending = Ending(int(fields.get("exit", 1)), str(fields.get("message", "")))
-            return Sight(epoch, "free", name, ending, purpose)
+            return Sight(epoch, "free", str(fields.get("holder", name)), ending, purpose)
         return Sight(epoch, self._judge(epoch, beat, holder), name, None, purpose)
 
     def _judge(self, epoch: int, beat: bytes, holder: dict[str, Any]) -> State:
@@ -139,15 +139,19 @@ class Lease:
             self._superseded.set()
         return not self.lost
 
-    def release(self, exit_code: int, message: str = "") -> None:
-        """Stop beating and say how the run ended. Raises ``OSError`` of the store."""
+    def release(self, exit_code: int, message: str = "", holder: str | None = None) -> None:
+        """Stop beating and say how the run ended. Raises ``OSError`` of the store.
+
+        ``holder``: whose ending it is; None: ours.
+        """
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=30)
         if self.lost:
             return
         try:
-            self._put({"released": True, "exit": exit_code, "message": message})
+            whose = {} if holder is None else {"holder": holder}
+            self._put({"released": True, "exit": exit_code, "message": message, **whose})
         except OSError:
             self.withdraw()  # on a full disk nothing can be written, but removed
             raise

@@ -19,6 +19,7 @@ from tests.jobs.test_bad_input import panoptile
 from panoptile.jobs import gc, job_record
 from panoptile.jobs import verify as verify_module
 from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.job_status import look_at
 from panoptile.jobs.lease import claim, highest_epoch
 from panoptile.jobs.survey import read_commits
 from panoptile.jobs.verify import verify
@@ -262,6 +263,16 @@ def test_gc_removes_orphans_alone(finished: Path, calm: Path, capsys: pytest.Cap
     assert gone == orphans | {"_state/lease/00000001.json", "_state/beat/00000001.json"}
     assert panoptile("verify", finished) == 0
     assert published(finished) == published(calm)
+
+
+def test_gc_does_not_pass_for_the_last_run(finished: Path) -> None:
+    """status names the process that ran the job, however often somebody has tidied its folder since."""
+    lease = finished / "_state/lease/00000001.json"
+    lease.write_text(json.dumps({**json.loads(lease.read_text()), "host": "far-away", "pid": 4711}))
+    for _ in range(2):
+        assert panoptile("gc", finished) == 0
+        assert not lease.exists()
+        assert look_at(str(finished)).holder == "process 4711 on far-away"
 
 
 def test_gc_keeps_what_an_unreadable_commit_may_name(finished: Path) -> None:
