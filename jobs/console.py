@@ -21,6 +21,11 @@ _LINE_EVERY = 10.0
 """Seconds between progress lines where there is no terminal."""
 
 
+def counted(n: int, noun: str) -> str:
+    """'1 raster', '1,000 rasters'."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 class Console:
     """Speaks for one command."""
 

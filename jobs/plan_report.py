@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
+from panoptile.jobs.console import counted
 from panoptile.jobs.estimate import Estimate, estimate_text
 from panoptile.jobs.job_record import read_job
 from panoptile.jobs.prepare import Prepared
@@ -69,11 +70,13 @@ def full_plan_text(
     if shares:
         pixels = {p.key: p.pixels for p in prepared.plans}
         mean = sum(s * pixels[k] for k, s in shares.items()) / max(1, sum(pixels[k] for k in shares))
-        lines.append(f"no input: about {mean:.0%} of the pixels ({len(shares)} rasters looked at)")
+        lines.append(f"no input: about {mean:.0%} of the pixels ({counted(len(shares), 'raster')} looked at)")
     if left is not None:
         lines += [_pending_line(left), *_unchanged_lines(prepared, left)]
     if prepared.skipped:
-        lines.append(f"skipped: {len(prepared.skipped)} inputs that cannot be segmented (--skip-invalid)")
+        lines.append(
+            f"skipped: {counted(len(prepared.skipped), 'input')} that cannot be segmented (--skip-invalid)"
+        )
     if found is not None:
         lines.append(estimate_text(found))
     return "\n".join(lines)

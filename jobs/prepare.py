@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
+from panoptile.jobs.console import counted
 from panoptile.jobs.exits import Exit, JobError, invalid
 from panoptile.jobs.incremental import holds_job, kept_plans
 from panoptile.jobs.job_record import check_same_job, is_unstarted
@@ -103,7 +104,7 @@ class Prepared:
         if allowed < 0:
             raise JobError(
                 Exit.FAILED,
-                f"{skipped} inputs cannot be segmented, more than --max-failures {self.spec.max_failures} tolerates (a "
+                f"{counted(skipped, 'input')} cannot be segmented, more than --max-failures {self.spec.max_failures} tolerates (a "
                 f"skipped input counts as one unit; there are {self.units} others). The first: {self.skipped[0].message}",
             )
         return allowed
@@ -168,7 +169,7 @@ def prepare(spec: JobSpec, *, any_job: bool = False) -> Prepared:
         plans, uris = (*plans, *kept), [*uris, *(plan.uri for plan in kept)]
         if lost:
             notes.append(
-                f"{lost} inputs of earlier runs were not finished and are gone from the sources: left out."
+                f"left out: {counted(lost, 'input')} of earlier runs, unfinished and gone from the sources."
             )
     gone = frozenset(plan.key for plan in kept)
     return Prepared(spec, model, plans, job, tuple(notes), tuple(uris), tuple(skipped), gone, rested_at)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from panoptile.jobs.console import counted
 from panoptile.jobs.earlier_result import Summary
 from panoptile.jobs.prepare import Prepared
 from panoptile.jobs.replicas import worker_bytes, worker_count
@@ -29,18 +30,14 @@ def plan_line(prepared: Prepared) -> str:
     parts = []
     if rasters:
         parts += [
-            _counted(len(rasters), "raster"),
+            counted(len(rasters), "raster"),
             f"{sum(p.pixels for p in rasters) / 1e6:,.1f} Mpx",
             f"{sum(p.item_count for p in rasters):,} tiles {prepared.spec.tile}/{prepared.spec.overlap}",
         ]
     if videos:
-        parts += [_counted(len(videos), "video"), f"{sum(p.item_count for p in videos):,} frames"]
+        parts += [counted(len(videos), "video"), f"{sum(p.item_count for p in videos):,} frames"]
     parts += [f"{prepared.units:,} units", f"model: {prepared.model.description}"]
     return "plan    " + "  ".join(parts)
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def plan_fields(prepared: Prepared) -> dict[str, Any]:

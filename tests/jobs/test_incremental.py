@@ -66,6 +66,21 @@ def test_an_archived_sheet_keeps_its_result(nights: Nights) -> None:
     assert int(verify(open_store(nights.out)).exit) == 0
 
 
+@pytest.mark.parametrize(("lost", "words"), [(("b.tif",), "1 input of"), (("b.tif", "c.tif"), "2 inputs of")])
+def test_unfinished_sheets_that_are_gone_are_counted(
+    nights: Nights, lost: tuple[str, ...], words: str
+) -> None:
+    """A note says how many are left out: one input, or several."""
+    nights.add("a.tif", *lost)
+    nights.run()
+    for name in lost:
+        (nights.sheets / name).unlink()
+        for record in nights.out.glob(f"_state/results/{name[0]}-*.json"):
+            record.unlink()
+    [note] = [n for n in prepare(nights.spec()).notes if "earlier runs" in n]
+    assert note == f"left out: {words} earlier runs, unfinished and gone from the sources."
+
+
 def test_a_changed_sheet_is_done_again(nights: Nights) -> None:
     """Other bytes under the same name: its units alone are run."""
     nights.add("a.tif", "b.tif")
