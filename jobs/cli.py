@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,6 +62,7 @@ def _usage_error(error: Exception) -> int:
     """A wrong option ends with exit 2; anything else is our fault: exit 1 with the traceback."""
     show = getattr(error, "show", None)
     if show is not None and hasattr(error, "exit_code"):  # a usage error of the command-line library
+        _name_variable(error)
         show()
         return int(Exit.INVALID)
     import traceback
@@ -71,6 +72,17 @@ def _usage_error(error: Exception) -> int:
         f"internal error: {type(error).__name__}: {error}. Please report it with the lines above."
     )
     return int(Exit.INTERNAL)
+
+
+def _name_variable(error: Any) -> None:
+    """Have a wrong value from the environment told as its variable's, where no flag was given."""
+    option, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    if option is None or context is None:
+        return
+    source = context.get_parameter_source(option.name)
+    if source is not None and source.name == "ENVIRONMENT":
+        known = [option.envvar] if isinstance(option.envvar, str) else list(option.envvar)
+        error.param_hint = next((name for name in known if os.environ.get(name)), known[0])
 
 
 @app.callback(invoke_without_command=True)

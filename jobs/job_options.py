@@ -22,7 +22,7 @@ import typer
 from panoptile.jobs import options as opt
 from panoptile.jobs.console import Console
 from panoptile.jobs.exits import invalid
-from panoptile.jobs.option_names import unknown_variables, variables
+from panoptile.jobs.option_names import unknown_variables, variables, variables_behind
 from panoptile.jobs.option_values import (
     DURATIONS,
     JOB_FILE_SUFFIXES,
@@ -154,7 +154,7 @@ def changes(given: Mapping[str, Any], source_of: Callable[[str], Enum | None]) -
     for name, value in given.items():
         source = source_of(name)
         if source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT"):
-            found[name] = _parsed(name, value)
+            found[name] = _parsed(name, value, in_environment=source.name == "ENVIRONMENT")
     return found
 
 
@@ -191,14 +191,15 @@ def resolve(given: dict[str, Any], source_of: Callable[[str], Enum | None]) -> R
     try:
         spec = JobSpec(**values)
     except ValueError as e:
-        raise invalid(str(e)) from e
+        given_there = [name for name, origin in origins.items() if origin == "environment"]
+        raise invalid(variables_behind(str(e), given_there)) from e
     for field in dataclasses.fields(JobSpec):
         origins.setdefault(field.name, "default")
     return ResolvedJob(spec, origins, file)
 
 
-def _parsed(name: str, value: Any) -> Any:
-    """A flag's text as the job's value."""
+def _parsed(name: str, value: Any, *, in_environment: bool) -> Any:
+    """A flag's text, or a variable's, as the job's value."""
     try:
         if name in NAME_LISTS:
             return names(f"--{name}", value)
@@ -207,7 +208,7 @@ def _parsed(name: str, value: Any) -> Any:
         if name in DURATIONS:
             return seconds(DURATIONS[name], value)
     except ValueError as e:
-        raise invalid(str(e)) from e
+        raise invalid(variables_behind(str(e), [name] if in_environment else [])) from e
     return value
 
 

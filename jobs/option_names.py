@@ -6,6 +6,7 @@ In the environment an option goes by its flag's name too (``PANOPTILE_TIMEOUT_UN
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Collection, Mapping
 from typing import get_args
@@ -75,6 +76,19 @@ def variable(name: str) -> str:
 def variables(name: str) -> list[str]:
     """All environment variables of an option, the one that counts first: by its own name, then by its flags'."""
     return [variable(spelling) for spelling in _spellings(name)]
+
+
+def variable_in_use(name: str) -> str:
+    """Which of an option's variables gives it now; the first where none does."""
+    known = variables(name)
+    return next((one for one in known if os.environ.get(one)), known[0])
+
+
+def variables_behind(message: str, names: Collection[str]) -> str:
+    """``message`` about flags, with the variables that gave those of the options ``names`` that it is about."""
+    flags = set(re.findall(r"--(?:no-)?([a-z][a-z-]*)", message))
+    given = [variable_in_use(n) for n in names if flags & {s.replace("_", "-") for s in _spellings(n)}]
+    return f"{', '.join(given)} in the environment: {message}" if given else message
 
 
 def not_an_option(name: str) -> str:

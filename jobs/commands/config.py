@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Annotated
 
 import typer
 
 from panoptile.jobs.console import Console
 from panoptile.jobs.job_options import ResolvedJob, with_job_options
-from panoptile.jobs.option_names import variables
+from panoptile.jobs.option_names import variable_in_use
 
 
 def register(app: typer.Typer) -> None:
@@ -47,6 +46,5 @@ def _place(job: ResolvedJob, name: str) -> str:
     """Where an option's value came from: the variable or the file by its name."""
     origin = job.origins[name]
     if origin == "environment":
-        known = variables(name)
-        return next((variable for variable in known if os.environ.get(variable)), known[0])
+        return variable_in_use(name)
     return job.file or origin if origin == "job file" else origin

@@ -14,6 +14,7 @@ import typer
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.jobs.test_bad_input import panoptile
 from tests.jobs.test_help import commands as all_commands
 from typer.testing import CliRunner
 
@@ -356,6 +357,36 @@ def test_a_flags_own_name_stands_in_the_environment(
     """An option that is called otherwise on the command line goes by either name."""
     fields = shown("a.tif", "-o", "out", env={variable: value})
     assert (fields["options"][option], fields["origins"][option]) == (found, variable)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "flag"),
+    [
+        ("PANOPTILE_TILE", "abc", None),
+        ("PANOPTILE_GPUS", "many", None),
+        ("PANOPTILE_LOCAL", "perhaps", None),
+        ("PANOPTILE_BANDS", "red", "--bands"),
+        ("PANOPTILE_TIMEOUT_UNIT", "soon", "--timeout-unit"),
+        ("PANOPTILE_TILE", "8", "--tile"),
+        ("PANOPTILE_AS", "film", "--as"),
+    ],
+)
+def test_a_wrong_value_from_the_environment_is_told_as_its_variables(
+    variable: str, value: str, flag: str | None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Where no flag was given, the message names the variable: exit 2."""
+    monkeypatch.setenv(variable, value)
+    assert panoptile("config", "show", "a.tif", "-o", "o", "--retries", "1") == 2
+    said = capsys.readouterr().err
+    assert variable in said
+    assert "--retries" not in said
+    if flag is None:
+        assert f"Invalid value for {variable}:" in said
+    else:
+        assert flag in said
+    monkeypatch.delenv(variable)
+    assert panoptile("config", "show", "a.tif", "-o", "o", "--tile", "abc") == 2
+    assert "Invalid value for '--tile':" in capsys.readouterr().err
 
 
 def test_the_flags_of_commands_are_theirs() -> None:
