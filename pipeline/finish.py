@@ -23,7 +23,7 @@ from panoptile.pipeline.joined import Fragments, Joined, JoinedLabels, join
 from panoptile.pipeline.layout import preview_key, tile_table_key
 from panoptile.pipeline.memory import release_unused
 from panoptile.pipeline.plan import RasterPlan, Unit
-from panoptile.pipeline.preview import write_preview
+from panoptile.pipeline.preview import NoPhotograph, write_preview
 from panoptile.pipeline.publish import publish_raster
 from panoptile.pipeline.regions import split_regions
 from panoptile.pipeline.seam_quality import SeamQuality, WatchedLabels
@@ -100,6 +100,8 @@ class Products:
     """Stuff classes whose connected regions are segments of their own."""
     threads: int = 1
     """Compress the rasters; no byte depends on it."""
+    photograph: bool = True
+    """False where the raster is not to be seen any more: a preview that is there stays, else it is drawn without."""
 
 
 def finish_input(
@@ -190,9 +192,12 @@ def _publish_files(
             regions=products.regions,
         )
         if products.preview:
-            write_preview(scratch / "preview.png", info, files.segments_tif, files.classes_tif, classes)
             preview = preview_key(info.key)
-            store.put_file(preview, scratch / "preview.png")
+            if products.photograph or not store.exists(preview):
+                photo = None if products.photograph else NoPhotograph()
+                rasters = files.segments_tif, files.classes_tif
+                write_preview(scratch / "preview.png", info, *rasters, classes, photo=photo)
+                store.put_file(preview, scratch / "preview.png")
         if products.raster:
             for path in (files.segments_tif, files.classes_tif):
                 assets.append(put_asset(store, f"rasters/{info.key}/{path.name}", path))

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from panoptile.model.classes import ClassTable, spread_color
-from panoptile.pipeline.frame_source import Frame, open_frames
+from panoptile.pipeline.frame_source import Frame
 from panoptile.pipeline.label_runs import decoded_labels
-from panoptile.pipeline.video_inputs import LocalVideo
+from panoptile.pipeline.planned_frames import planned_frames
 from panoptile.pipeline.video_plan import VideoPlan
 from panoptile.pipeline.video_tables import FrameMasks, read_masks
 
@@ -38,8 +38,13 @@ _REPEATABLE = "no-mbtree=1"
 """Its macroblock tree made other bytes of the same frames from run to run where sides are no multiples of 16."""
 
 
-def write_overlay(path: Path, plan: VideoPlan, masks: Path, classes: ClassTable) -> None:
-    """Draw ``masks`` (a ``masks.parquet``) over the frames of the plan; lost frames are left out."""
+def write_overlay(
+    path: Path, plan: VideoPlan, masks: Path, classes: ClassTable, *, photograph: bool = True
+) -> None:
+    """Draw ``masks`` (a ``masks.parquet``) over the frames of the plan; lost frames are left out.
+
+    ``photograph=False`` draws them over blank frames, where the video is not to be seen any more.
+    """
     height, width = plan.info.height, plan.info.width
     clock, muxing = _clock(plan)
     options = {"fflags": "+bitexact", **muxing}
@@ -51,7 +56,7 @@ def write_overlay(path: Path, plan: VideoPlan, masks: Path, classes: ClassTable)
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {"crf": _QUALITY, "preset": "fast", "x264-params": _REPEATABLE}
         first, last = int(plan.pts[0]), -1
-        for frame, picture in painted_frames(plan, masks, classes):
+        for frame, picture in painted_frames(plan, masks, classes, photograph=photograph):
             even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             shown = av.VideoFrame.from_ndarray(even, format="rgb24")
             ticks = round((frame.pts - first) * plan.info.index.time_base / clock)
@@ -61,29 +66,27 @@ def write_overlay(path: Path, plan: VideoPlan, masks: Path, classes: ClassTable)
         container.mux(stream.encode())
 
 
-def painted_frames(plan: VideoPlan, masks: Path, classes: ClassTable) -> Iterator[tuple[Frame, Pixels]]:
-    """Each frame of the plan with its masks drawn over it; frames without masks as they are."""
+def painted_frames(
+    plan: VideoPlan, masks: Path, classes: ClassTable, *, photograph: bool = True
+) -> Iterator[tuple[Frame, Pixels]]:
+    """Each frame of the plan, or a blank one, with its masks drawn over it; frames without masks as they are."""
     published = read_masks(masks)
     current = next(published, None)
     numbers = plan.frames.tolist()
     step = math.gcd(*np.diff(numbers).tolist()) if len(numbers) > 1 else 1
     wanted = set(numbers)
-    with LocalVideo(plan.uri) as local:
-        source = open_frames(local.path, plan.info.index, plan.info.choice)
-        try:
-            for frame in source.frames(numbers[0], numbers[-1] + 1, step):
-                if frame.index not in wanted:
-                    continue
-                while current is not None and current.frame < frame.index:
-                    current = next(published, None)
-                if not isinstance(frame, Frame):
-                    continue
-                if current is not None and current.frame == frame.index:
-                    yield frame, paint(frame.rgb, current, classes)
-                else:
-                    yield frame, frame.rgb
-        finally:
-            source.close()
+    with planned_frames(plan, photograph=photograph) as source:
+        for frame in source.frames(numbers[0], numbers[-1] + 1, step):
+            if frame.index not in wanted:
+                continue
+            while current is not None and current.frame < frame.index:
+                current = next(published, None)
+            if not isinstance(frame, Frame):
+                continue
+            if current is not None and current.frame == frame.index:
+                yield frame, paint(frame.rgb, current, classes)
+            else:
+                yield frame, frame.rgb
 
 
 def paint(rgb: Pixels, masks: FrameMasks, classes: ClassTable) -> Pixels:

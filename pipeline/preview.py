@@ -62,6 +62,14 @@ class Photograph(Protocol):
         ...
 
 
+class NoPhotograph:
+    """Stands for a photograph that is not to be seen any more: the labels are drawn over nothing."""
+
+    def read(self, window: Window) -> PhotoTile:
+        """Raises ``FileNotFoundError``."""
+        raise FileNotFoundError(f"There is no photograph, so {window} of it cannot be read.")
+
+
 def write_preview(
     path: Path,
     info: RasterInfo,
@@ -78,7 +86,7 @@ def write_preview(
         segments_tif: the published segment raster.
         classes_tif: the published class raster; the legend's counts come from its tag ``CLASSES``.
         max_side: at least ``MIN_SIDE``: less leaves no room for the legend.
-        photo: what to draw over; None: the input itself.
+        photo: what to draw over, or NoPhotograph; None: the input itself.
     """
     if max_side < MIN_SIDE:
         raise ValueError(f"A preview needs at least {MIN_SIDE} px a side, got {max_side}.")

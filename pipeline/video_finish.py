@@ -29,6 +29,8 @@ class VideoProducts:
     link: LinkOptions = field(default_factory=LinkOptions)
     overlay: bool = False
     preview: bool = True
+    photograph: bool = True
+    """False where the video is not to be seen any more: pictures are drawn without it."""
 
 
 def finish_video(
@@ -86,10 +88,15 @@ def _put(
         from panoptile.pipeline.video_preview import write_contact_sheet
 
         if products.overlay:
-            write_overlay(scratch / "overlay.mp4", plan, published.masks, classes)
+            write_overlay(
+                scratch / "overlay.mp4", plan, published.masks, classes, photograph=products.photograph
+            )
             files.append(scratch / "overlay.mp4")
         if products.preview:
-            write_contact_sheet(scratch / "preview.png", plan, published.masks, published.tracks, classes)
+            tables = published.masks, published.tracks
+            write_contact_sheet(
+                scratch / "preview.png", plan, *tables, classes, photograph=products.photograph
+            )
             preview = preview_key(plan.key)
             store.put_file(preview, scratch / "preview.png")
     return tuple(put_asset(store, f"video/{plan.key}/{path.name}", path) for path in files), preview

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from panoptile.model.classes import ClassTable
-from panoptile.pipeline.frame_source import Frame, open_frames
+from panoptile.pipeline.frame_source import Frame
 from panoptile.pipeline.overlay import paint
 from panoptile.pipeline.parquet_read import read_columns
-from panoptile.pipeline.video_inputs import LocalVideo
+from panoptile.pipeline.planned_frames import planned_frames
 from panoptile.pipeline.video_plan import VideoPlan
 from panoptile.pipeline.video_tables import FrameMasks, read_masks
 
@@ -26,9 +26,19 @@ _SMALL = 280
 
 
 def write_contact_sheet(
-    path: Path, plan: VideoPlan, masks: Path, tracks: Path, classes: ClassTable, *, max_side: int = 2048
+    path: Path,
+    plan: VideoPlan,
+    masks: Path,
+    tracks: Path,
+    classes: ClassTable,
+    *,
+    max_side: int = 2048,
+    photograph: bool = True,
 ) -> None:
-    """Draw a PNG of at most ``max_side`` pixels a side from published tables and the video itself."""
+    """Draw a PNG of at most ``max_side`` pixels a side from published tables and the video itself.
+
+    ``photograph=False`` draws the masks over blank frames, where the video is not to be seen any more.
+    """
     if max_side < MIN_SIDE:
         raise ValueError(f"A preview needs at least {MIN_SIDE} px a side, got {max_side}.")
     chosen = _evenly(plan.frames, COLUMNS * ROWS)
@@ -44,7 +54,7 @@ def write_contact_sheet(
     draw = ImageDraw.Draw(sheet)
     _write_head(draw, plan, tracks, em, width)
     font = ImageFont.load_default(em)
-    for i, (number, picture) in enumerate(_pictures(plan, chosen, by_frame, classes)):
+    for i, (number, picture) in enumerate(_pictures(plan, chosen, by_frame, classes, photograph)):
         x = _MARGIN + (i % columns) * (cell_wh[0] + _MARGIN)
         y = head + (i // columns) * (cell_wh[1] + foot)
         if picture is not None:
@@ -71,21 +81,17 @@ def _evenly(frames: NDArray[np.int64], count: int) -> list[int]:
 
 
 def _pictures(
-    plan: VideoPlan, numbers: list[int], masks: dict[int, FrameMasks], classes: ClassTable
+    plan: VideoPlan, numbers: list[int], masks: dict[int, FrameMasks], classes: ClassTable, photograph: bool
 ) -> list[tuple[int, NDArray[np.uint8] | None]]:
     """(frame number, picture) of each frame; None for one that cannot be decoded."""
     found: list[tuple[int, NDArray[np.uint8] | None]] = []
-    with LocalVideo(plan.uri) as local:
-        source = open_frames(local.path, plan.info.index, plan.info.choice)
-        try:
-            for number in numbers:
-                picture = None
-                for frame in source.frames(number, number + 1):
-                    if isinstance(frame, Frame):
-                        picture = paint(frame.rgb, masks[number], classes) if number in masks else frame.rgb
-                found.append((number, picture))
-        finally:
-            source.close()
+    with planned_frames(plan, photograph=photograph) as source:
+        for number in numbers:
+            picture = None
+            for frame in source.frames(number, number + 1):
+                if isinstance(frame, Frame):
+                    picture = paint(frame.rgb, masks[number], classes) if number in masks else frame.rgb
+            found.append((number, picture))
     return found
 
 

@@ -6,12 +6,15 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.pipeline.moving_worlds import TABLE
 from tests.pipeline.video_files import write_video
 from tests.pipeline.video_flow import plan_video
 
 from panoptile.pipeline.overlay import write_overlay
+from panoptile.pipeline.video_preview import write_contact_sheet
 from panoptile.pipeline.video_tables import MaskWriter
 
 HOUR = 3600
@@ -54,3 +57,25 @@ def test_frames_of_equal_times_follow_each_other(tmp_path: Path) -> None:
     assert len(shown) == len(planned) == 16
     assert sorted(set(shown)) == shown
     assert shown == pytest.approx(planned, abs=0.001)
+
+
+def test_frames_that_are_not_to_be_seen_are_blank_at_their_times(tmp_path: Path) -> None:
+    """The video is gone: overlay and contact sheet are drawn from what is known of it, as many frames at the same times."""
+    video = write_video(tmp_path / "v.mp4", numbers=range(12), time_base=Fraction(1, 25))
+    plan = plan_video(video, 8)
+    masks, tracks, drawn, sheet = (
+        tmp_path / n for n in ("masks.parquet", "tracks.parquet", "o.mp4", "p.png")
+    )
+    MaskWriter(masks).close()
+    pq.write_table(
+        pa.table({"class_name": pa.array([], pa.string()), "is_thing": pa.array([], pa.bool_())}), tracks
+    )
+    video.unlink()
+    write_overlay(drawn, plan, masks, TABLE, photograph=False)
+    write_contact_sheet(sheet, plan, masks, tracks, TABLE, photograph=False)
+    with av.open(str(drawn)) as container:
+        frames = list(container.decode(video=0))
+    times = [float(frame.time or 0.0) for frame in frames]
+    assert times == pytest.approx((plan.times_s - plan.times_s[0]).tolist(), abs=0.005)
+    assert all(frame.to_ndarray(format="rgb24").min() > 200 for frame in frames)
+    assert sheet.exists()

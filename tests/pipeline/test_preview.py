@@ -13,7 +13,7 @@ from PIL import Image
 from rasterio.transform import from_origin
 from tests.pipeline.label_arrays import CLASSES, dense, publish, raster_info, voronoi
 
-from panoptile.pipeline.preview import write_preview
+from panoptile.pipeline.preview import NoPhotograph, write_preview
 from panoptile.pipeline.raster_info import NODATA_ID
 from panoptile.pipeline.raster_source import inspect_raster
 from panoptile.pipeline.window import Window
@@ -154,3 +154,16 @@ def test_unreadable_windows_stay_blank(tmp_path: Path) -> None:
     picture = np.asarray(Image.open(path))
     assert picture[100, 100].tolist() == [128, 128, 128]
     assert picture[1900, 100].min() > 200
+
+
+def test_labels_are_drawn_over_nothing(tmp_path: Path) -> None:
+    """The photograph is not to be seen any more: the raster itself is not opened, and segments are drawn all the same."""
+    info = raster_info(700, 700)
+    labels = np.zeros((700, 700), np.uint32)
+    labels[:350] = 1
+    published = publish(labels, tmp_path, info)
+    path = tmp_path / "p.png"
+    write_preview(path, info, published.segments_tif, published.classes_tif, CLASSES, photo=NoPhotograph())
+    picture = np.asarray(Image.open(path))
+    assert picture[600, 100].min() > 200
+    assert picture[100, 100].tolist() != picture[600, 100].tolist()
