@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.exits import Exit, JobError, invalid
 from panoptile.jobs.input_record import RecordedInputs, load_result
 from panoptile.jobs.prepare import Prepared
-from panoptile.jobs.results import PUBLISHED_FOLDERS, commits_of, result_key
+from panoptile.jobs.results import commits_of, published_sizes, result_key
 from panoptile.jobs.state import Finished, finished_before, read_json
 from panoptile.jobs.survey import Survey, survey, to_run
 from panoptile.pipeline import layout
 from panoptile.pipeline.commit import Commit
 from panoptile.pipeline.finish import FinishedInput
+from panoptile.pipeline.inputs import shown
 from panoptile.pipeline.store import Store
 
 
@@ -36,7 +38,7 @@ class Summary:
 
 def earlier_result(store: Store, prepared: Prepared, retry_quarantined: bool) -> Summary | None:
     """The result of an earlier run, where there is nothing left to do."""
-    found = survey(store, prepared.plans)
+    found = survey(store, prepared.plans, prepared.kept)
     if to_run(store, found, retry_quarantined=retry_quarantined):
         return None
     done = finished_as(store, prepared, found)
@@ -70,15 +72,23 @@ def summary_of(store: Store, prepared: Prepared, found: Survey, done: Finished) 
 def known_records(store: Store, prepared: Prepared, commits: Mapping[str, Commit]) -> dict[str, bytes]:
     """The records of what is published already and still right, by the inputs' keys."""
     records = store.read_all("_state/results")
-    sizes = {
-        s.key: s.size for folder in (*PUBLISHED_FOLDERS, "tiles", "previews") for s in store.walk(folder)
-    }
+    sizes = published_sizes(store)
     known = {}
     for plan in prepared.plans:
         data = records.get(result_key(plan.key), b"")
-        if load_result(data, plan, prepared.accepted_names(plan), commits_of(plan, commits), sizes):
+        own = None if plan.key in prepared.kept.recorded else commits_of(plan, commits)
+        if load_result(data, plan, prepared.accepted_names(plan), own, sizes):
             known[plan.key] = data
     return known
+
+
+def refuse_lost(prepared: Prepared) -> None:
+    """Linking anew must not end in leaving out an input whose units cannot be linked: exit 2."""
+    for lost in prepared.lost:
+        raise invalid(
+            f"{shown(lost.uri)} cannot be linked anew: fragments of it are gone, and so is the file. Put it back and run "
+            f"panoptile resume {shlex.quote(prepared.spec.out)} first."
+        )
 
 
 def refuse_other_links(store: Store, prepared: Prepared) -> None:

@@ -131,13 +131,17 @@ def _state(lease: str, code: int | None) -> State:
     return "planned" if code is None else "failed"
 
 
-def write_totals(store: Store, *, unit_ids: Collection[str], items: int) -> None:
+def write_totals(
+    store: Store, *, unit_ids: Collection[str], items: int, recorded: frozenset[str] = frozenset()
+) -> None:
     """Say once per run how much there is, so that looking does not read every plan. Raises ``OSError``.
 
-    ``others`` are commits of inputs that the job has no longer: they are kept, but no part of what is done.
+    ``recorded``: ids of units that count as done though their commits may be gone. The total ``others`` is what the
+    commits are more than what is done: those of inputs that the job has no longer, which are kept, less such units.
     """
-    others = _committed(store).difference(unit_ids)
-    totals = {"units": len(unit_ids), "items": items, "others": len(others)}
+    committed = _committed(store)
+    others = len(committed.difference(unit_ids)) - len(recorded - committed)
+    totals = {"units": len(unit_ids), "items": items, "others": others}
     store.put_bytes(TOTALS, json.dumps(totals).encode())
 
 

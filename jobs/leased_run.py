@@ -9,14 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 
 from panoptile.jobs import interrupt
 from panoptile.jobs.cancellation import is_cancelled
 from panoptile.jobs.console import Console
 from panoptile.jobs.deadletter import dead_letter, rows_of_run
-from panoptile.jobs.earlier_result import Summary, earlier_result, known_records, refuse_other_links
+from panoptile.jobs.earlier_result import (
+    Summary,
+    earlier_result,
+    known_records,
+    refuse_lost,
+    refuse_other_links,
+)
 from panoptile.jobs.event_log import EventLog
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.follow import LeaseLost
@@ -42,10 +49,11 @@ from panoptile.jobs.results import (
 )
 from panoptile.jobs.run_log import RunLog, earlier_runs
 from panoptile.jobs.state import store_errors
-from panoptile.jobs.survey import open_units, survey
+from panoptile.jobs.survey import is_complete, open_units, quarantined_units, survey, withdraw_damaged
 from panoptile.jobs.time_limit import time_limit
 from panoptile.pipeline import layout
 from panoptile.pipeline.any_plan import AnyPlan
+from panoptile.pipeline.commit import Commit
 from panoptile.pipeline.fault_points import reach
 from panoptile.pipeline.finish import FinishedInput
 from panoptile.pipeline.plan import Unit
@@ -123,7 +131,9 @@ class LeasedRun:
             if note not in known:
                 self._console.say(f"note    {note}")
         self._prepared.allowed_failures()  # too many skipped inputs end the run before it withdraws anything
-        if not self._relink:
+        if self._relink:
+            refuse_lost(self._prepared)
+        else:
             refuse_other_links(self._store, self._prepared)
 
     def _work(self) -> Summary:
@@ -132,9 +142,16 @@ class LeasedRun:
         if prepared.spec.incremental:
             self._check_held()
             grow_job(store, prepared.uris)
-        todo = open_units(store, prepared.plans, self._check_held, retry_quarantined=self._retry)
+        todo = open_units(
+            store, prepared.plans, self._check_held, kept=prepared.kept, retry_quarantined=self._retry
+        )
+        if prepared.lost:
+            withdraw_damaged(store, prepared.plans, self._check_held)
         write_totals(
-            store, unit_ids={u.id for plan in prepared.plans for u in plan.units()}, items=prepared.tiles
+            store,
+            unit_ids={u.id for plan in prepared.plans for u in plan.units()},
+            items=prepared.tiles,
+            recorded=frozenset(chain.from_iterable(prepared.kept.recorded.values())),
         )
         if not todo:
             done = earlier_result(store, prepared, self._retry)  # another run may have made it meanwhile
@@ -189,12 +206,15 @@ class LeasedRun:
 
     def _publish(self) -> RecordedInputs:
         store, prepared = self._store, self._prepared
-        known = known_records(store, prepared, survey(store, prepared.plans).commits)
+        commits = survey(store, prepared.plans, prepared.kept).commits
+        known = known_records(store, prepared, commits)
         inputs = RecordedInputs()
         for plan in prepared.plans:
             self._hold()
             record = known.pop(plan.key, None)
             if record is None:
+                if plan.key in prepared.kept.keys:
+                    _check_kept(store, prepared, plan, commits)
                 record = self._publish_one(plan)
             inputs.add(plan, record)
         return inputs
@@ -225,7 +245,7 @@ class LeasedRun:
     def _conclude(self, inputs: Sequence[FinishedInput], result: RunResult, rss: dict[str, int]) -> Summary:
         """Classes, manifest, dead letter, metrics, generation, and _SUCCESS.json last."""
         store, prepared = self._store, self._prepared
-        commits = survey(store, prepared.plans).commits
+        commits = survey(store, prepared.plans, prepared.kept).commits
         failed = failed_items(prepared.plans, commits)
         missing = [u for f in inputs for u in f.missing_units]
         code = Exit.QUARANTINED if missing or failed or prepared.skipped else Exit.DONE
@@ -269,6 +289,18 @@ class LeasedRun:
         succeed(store, code, success)
         self._check_held()  # a run that has taken over may have listed more: what it left is looked at again
         return Summary(code, store.root, prepared, inputs, metrics)
+
+
+def _check_kept(store: Store, prepared: Prepared, plan: AnyPlan, commits: Mapping[str, Commit]) -> None:
+    """Stop (exit 4) where something of a kept input is gone that was there a moment ago.
+
+    Nothing of it can be segmented: it would be published over with holes.
+    """
+    if plan.key in prepared.kept.recorded or not is_complete(plan, commits, quarantined_units(store)):
+        raise JobError(
+            Exit.FAILED,
+            f"Something of the result of {plan.uri} is gone since the run began: run the same command to go on.",
+        )
 
 
 def _finish(store: Store, prepared: Prepared, plan: AnyPlan) -> FinishedInput:

@@ -12,7 +12,7 @@ from panoptile.jobs.estimate import Estimate, estimate_text
 from panoptile.jobs.job_record import read_job
 from panoptile.jobs.prepare import Prepared
 from panoptile.jobs.report_text import plan_fields, plan_text
-from panoptile.jobs.resume import Explanation, explain_job
+from panoptile.jobs.resume import NAMED, Explanation, explain_job, unpublished_lines
 from panoptile.jobs.state import read_errors
 from panoptile.pipeline.inputs import shown
 from panoptile.pipeline.nodata_share import nodata_share
@@ -22,8 +22,6 @@ from panoptile.pipeline.store import open_store
 LOOKED_AT = 200
 """Most rasters whose share of nodata is looked at, spread evenly."""
 READERS = 8
-NAMED = 20
-"""Most inputs of a kind that the text names."""
 _WHY = {
     "unchanged": "skipped: size and time (or content) are those with which every unit was done",
     "gone": "not named by the sources any more: the result is kept",
@@ -41,10 +39,10 @@ def pending(prepared: Prepared) -> Explanation | None:
 
 
 def to_do(prepared: Prepared, left: Explanation | None) -> list[Unit]:
-    """The units that the run would do. Those of a kept input whose file is gone fail at once: they cost nothing."""
+    """The units that the run would do."""
     if left is None:
         return [unit for plan in prepared.plans for unit in plan.units()]
-    return [opened.unit for opened in left.open if opened.unit.key not in prepared.kept]
+    return [opened.unit for opened in left.open]
 
 
 def nodata_shares(prepared: Prepared) -> dict[str, float]:
@@ -72,14 +70,25 @@ def full_plan_text(
         mean = sum(s * pixels[k] for k, s in shares.items()) / max(1, sum(pixels[k] for k in shares))
         lines.append(f"no input: about {mean:.0%} of the pixels ({counted(len(shares), 'raster')} looked at)")
     if left is not None:
-        lines += [_pending_line(left), *_unchanged_lines(prepared, left)]
-    if prepared.skipped:
-        lines.append(
-            f"skipped: {counted(len(prepared.skipped), 'input')} that cannot be segmented (--skip-invalid)"
-        )
+        lines += [_pending_line(left), *unpublished_lines(left), *_unchanged_lines(prepared, left)]
+    lines += _left_out_lines(prepared)
     if found is not None:
         lines.append(estimate_text(found))
     return "\n".join(lines)
+
+
+def _left_out_lines(prepared: Prepared) -> list[str]:
+    """How many inputs are left out; the notes name them."""
+    lost = len(prepared.lost)
+    skipped = len(prepared.skipped) - lost
+    lines = []
+    if skipped:
+        lines.append(f"skipped: {counted(skipped, 'input')} that cannot be segmented (--skip-invalid)")
+    if lost:
+        lines.append(
+            f"lost: {counted(lost, 'input')} whose result can neither be kept nor made again: the run ends with exit 3"
+        )
+    return lines
 
 
 def _pending_line(left: Explanation) -> str:
@@ -87,9 +96,8 @@ def _pending_line(left: Explanation) -> str:
         return left.refused
     done = left.units - len(left.open)
     why = ", ".join(f"{count:,} {reason}" for reason, count in left.reasons().items())
-    return f"done already: {done:,} of {left.units:,} units" + (
-        f"; to do: {why}" if why else "; nothing is left to do"
-    )
+    nothing = "" if left.unpublished else "; nothing is left to do"
+    return f"done already: {done:,} of {left.units:,} units" + (f"; to do: {why}" if why else nothing)
 
 
 def input_states(prepared: Prepared, left: Explanation) -> dict[str, dict[str, Any]]:
@@ -97,10 +105,15 @@ def input_states(prepared: Prepared, left: Explanation) -> dict[str, dict[str, A
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
     for opened in left.open:
         reasons[opened.unit.key][opened.reason] += 1
-    found = {}
+    found, unpublished = {}, set(left.unpublished)
     for plan in prepared.plans:
         why = reasons[plan.key]
-        state = "to do" if why else "gone" if plan.key in prepared.kept else "unchanged"
+        if why:
+            state = "to do"
+        elif plan.uri in unpublished:
+            state = "to publish"
+        else:
+            state = "gone" if plan.key in prepared.kept.keys else "unchanged"
         found[plan.key] = {"state": state, "open_units": why.total(), "reasons": dict(why)}
     return found
 

@@ -6,19 +6,21 @@ Nothing here writes: a job that fails leaves nothing behind.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from panoptile.jobs.console import counted
 from panoptile.jobs.exits import Exit, JobError, invalid
-from panoptile.jobs.incremental import holds_job, kept_plans
+from panoptile.jobs.incremental import KeptInputs, holds_job, kept_inputs
 from panoptile.jobs.job_record import check_same_job, is_unstarted
 from panoptile.jobs.lease import Observer
 from panoptile.jobs.models import ResolvedModel, resolve_model
 from panoptile.jobs.spec import JobSpec
 from panoptile.jobs.state import cannot_write
+from panoptile.jobs.survey import NONE_KEPT, Kept
 from panoptile.jobs.video_sources import plan_video, split_sources
 from panoptile.model.classes import ClassTable
 from panoptile.pipeline import layout
@@ -40,11 +42,12 @@ HEADER_READERS = 8
 
 @dataclass(frozen=True, slots=True)
 class SkippedInput:
-    """An input that failed its header check."""
+    """An input that is left out: it failed its header check, or it is gone and so is its result."""
 
     uri: str
-    stage: Literal["open", "header"]
-    """Whether it could not be opened at all, or is not what can be segmented."""
+    stage: Literal["open", "header", "lost"]
+    """Whether it could not be opened at all, is not what can be segmented, or was published once (--incremental) and can
+    neither be kept nor made again."""
     error_type: str
     message: str
 
@@ -62,9 +65,9 @@ class Prepared:
     uris: tuple[str, ...] = ()
     """Every input that the job names, the skipped ones too."""
     skipped: tuple[SkippedInput, ...] = ()
-    """Inputs that --skip-invalid leaves out."""
-    kept: frozenset[str] = frozenset()
-    """Keys of finished inputs that the sources do not name any more (--incremental)."""
+    """Inputs that --skip-invalid leaves out, and those that are lost (--incremental)."""
+    kept: Kept = NONE_KEPT
+    """Which of the inputs the sources do not name any more (--incremental)."""
     rested_at: int | None = 0
     """Epoch of the newest lease before anything was looked at; None where a run was, or may have been, at work then."""
 
@@ -97,17 +100,24 @@ class Prepared:
     def allowed_failures(self) -> int:
         """Units that may fail: what --max-failures allows of units and skipped inputs, less the skipped inputs.
 
-        Raises :class:`JobError` (exit 4) where the skipped inputs alone are too many.
+        A lost input does not count: however many are, what is new is done. Raises :class:`JobError` (exit 4) where the
+        skipped inputs alone are too many.
         """
-        skipped = len(self.skipped)
+        refused = [s for s in self.skipped if s.stage != "lost"]
+        skipped = len(refused)
         allowed = self.spec.allowed_failures(self.units + skipped) - skipped
         if allowed < 0:
             raise JobError(
                 Exit.FAILED,
                 f"{counted(skipped, 'input')} cannot be segmented, more than --max-failures {self.spec.max_failures} tolerates (a "
-                f"skipped input counts as one unit; there are {self.units} others). The first: {self.skipped[0].message}",
+                f"skipped input counts as one unit; there are {self.units} others). The first: {refused[0].message}",
             )
         return allowed
+
+    @property
+    def lost(self) -> tuple[SkippedInput, ...]:
+        """Inputs that were published once, and can neither be kept nor made again."""
+        return tuple(s for s in self.skipped if s.stage == "lost")
 
     @property
     def skipped_sha256(self) -> str:
@@ -123,16 +133,27 @@ class Prepared:
 
     def result_name(self, plan: AnyPlan) -> str:
         """What decides the published bytes of one input, given its fragments."""
-        if not isinstance(plan, RasterPlan):
-            return fingerprint({"job": self.fingerprint, **self.spec.link_fields()})
-        if (self.spec.vector or self.spec.min_area > 0) and has_notable_scale(plan.info):
-            return fingerprint({"job": self.fingerprint, "areas": "ground"})  # earlier versions: of the map
-        return self.fingerprint
+        return _result_name(self.spec, self.fingerprint, plan)
 
     def accepted_names(self, plan: AnyPlan) -> set[str]:
-        """Names under which what was published of an input still stands; its file may be gone, and it cannot be
-        published anew then."""
-        return {self.result_name(plan)} | ({self.fingerprint} if plan.key in self.kept else set())
+        """Names under which what was published of an input still stands."""
+        if plan.key in self.kept.recorded:
+            return _kept_names(self.spec, self.fingerprint, plan)
+        return {self.result_name(plan)}
+
+
+def _result_name(spec: JobSpec, job: str, plan: AnyPlan) -> str:
+    """See :meth:`Prepared.result_name`."""
+    if not isinstance(plan, RasterPlan):
+        return fingerprint({"job": job, **spec.link_fields()})
+    if (spec.vector or spec.min_area > 0) and has_notable_scale(plan.info):
+        return fingerprint({"job": job, "areas": "ground"})  # earlier versions: of the map
+    return job
+
+
+def _kept_names(spec: JobSpec, job: str, plan: AnyPlan) -> set[str]:
+    """The names of what stands though it cannot be published again: an earlier version's, too."""
+    return {_result_name(spec, job, plan), job}
 
 
 def prepare(spec: JobSpec, *, any_job: bool = False) -> Prepared:
@@ -161,18 +182,17 @@ def prepare(spec: JobSpec, *, any_job: bool = False) -> Prepared:
     job = spec.fingerprint(model.sha256)
     if not any_job:
         check_output(spec.out, job, spec, model.sha256, uris)
-    notes, kept = _notes(spec, plans, skipped), list[AnyPlan]()
-    if spec.incremental:
-        if not uris:
-            notes.append("nothing lies in the sources today: what was finished stays as it is.")
-        kept, lost = _kept(spec.out, job, plans)
-        plans, uris = (*plans, *kept), [*uris, *(plan.uri for plan in kept)]
-        if lost:
-            notes.append(
-                f"left out: {counted(lost, 'input')} of earlier runs, unfinished and gone from the sources."
-            )
-    gone = frozenset(plan.key for plan in kept)
-    return Prepared(spec, model, plans, job, tuple(notes), tuple(uris), tuple(skipped), gone, rested_at)
+    kept = _kept_inputs(spec, job, plans) if spec.incremental else KeptInputs()
+    skipped += _lost(kept.lost, {s.uri for s in skipped})
+    notes = _notes(spec, plans, skipped)
+    if spec.incremental and not uris:
+        notes.append("nothing lies in the sources today: what was finished stays as it is.")
+    if kept.unfinished:
+        notes.append(
+            f"left out: {counted(kept.unfinished, 'input')} of earlier runs, unfinished or lost, and gone from the sources."
+        )
+    plans, uris = (*plans, *kept.plans), [*uris, *(plan.uri for plan in kept.plans)]
+    return Prepared(spec, model, plans, job, tuple(notes), tuple(uris), tuple(skipped), kept.kept, rested_at)
 
 
 def _rested_at(out: str) -> int | None:
@@ -186,16 +206,30 @@ def _rested_at(out: str) -> int | None:
     return sight.epoch if sight.is_at_rest else None
 
 
-def _kept(out: str, job: str, plans: Sequence[AnyPlan]) -> tuple[list[AnyPlan], int]:
-    """Finished inputs in OUT that the sources do not name any more; see ``incremental``."""
+def _kept_inputs(spec: JobSpec, job: str, plans: Sequence[AnyPlan]) -> KeptInputs:
+    """Inputs of OUT that the sources do not name any more; see ``incremental``."""
     try:
-        return kept_plans(open_store(out), job, {plan.key for plan in plans})
+        named = {plan.key for plan in plans}
+        return kept_inputs(open_store(spec.out), job, named, partial(_kept_names, spec, job))
     except OSError as e:
-        raise cannot_write(out, e) from e
+        raise cannot_write(spec.out, e) from e
+
+
+def _lost(uris: Sequence[str], skipped: Collection[str]) -> list[SkippedInput]:
+    """Published inputs that are left out; one that is there and broken is told of as skipped."""
+    message = (
+        "{}, which the sources do not name any more, has lost both files of its result and fragments to make them from: "
+        "left out. Put it back among the sources and run again."
+    )
+    return [
+        SkippedInput(uri, "lost", "LostResult", message.format(shown(uri)))
+        for uri in uris
+        if uri not in skipped
+    ]
 
 
 def _notes(spec: JobSpec, plans: Sequence[AnyPlan], skipped: Sequence[SkippedInput]) -> list[str]:
-    notes = [f"skipped: {s.message}" for s in skipped]
+    notes = [f"{'lost' if s.stage == 'lost' else 'skipped'}: {s.message}" for s in skipped]
     notes += _grouped((plan, note) for plan in plans for note in plan.info.notes)
     rasters = [plan for plan in plans if isinstance(plan, RasterPlan)]
     if spec.overlap < 16 and rasters:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from panoptile.jobs.exits import Exit, JobError
 from panoptile.jobs.input_record import save_result
 from panoptile.jobs.prepare import Prepared, region_classes
-from panoptile.jobs.source_change import planned_versions, version_now
+from panoptile.jobs.source_change import is_segmented, planned_versions, version_now
 from panoptile.jobs.spec import LAYOUT_VERSION, JobSpec
 from panoptile.jobs.time_limit import seconds_from
 from panoptile.model.classes import ClassTable
@@ -46,6 +46,8 @@ class PublishCall:
     plan: AnyPlan
     result_name: str
     """What the record must say for a later run to trust it."""
+    kept: bool = False
+    """The sources do not name the input any more: it is published from its fragments, whatever became of its file."""
 
     def __call__(self) -> None:
         """Publish, and leave the record of it."""
@@ -55,10 +57,12 @@ class PublishCall:
     def finished(self, store: Store, threads: int = 1) -> FinishedInput:
         """Publish. Raises :class:`JobError` where the input has changed, ``OSError`` or ``ValueError`` else."""
         reach("publish.input")
-        check_unchanged(self.plan)
         spec, plan = self.spec, self.plan
+        if not self.kept:
+            check_unchanged(plan)
+        photograph = not self.kept or is_segmented(store, plan)
         if isinstance(plan, VideoPlan):
-            products = VideoProducts(spec.link_options(), spec.overlay)
+            products = VideoProducts(spec.link_options(), spec.overlay, photograph=photograph)
             return finish_video(store, plan, self.classes, self.keep, products)
         tags = {
             "PANOPTILE_LAYOUT": str(LAYOUT_VERSION),
@@ -72,6 +76,7 @@ class PublishCall:
             compression=spec.compression,
             regions=region_classes(spec, self.classes),
             threads=threads,
+            photograph=photograph,
         )
         return finish_input(store, plan, self.classes, self.keep, files, tags)
 
@@ -86,6 +91,7 @@ def publish_call(prepared: Prepared, plan: AnyPlan) -> PublishCall:
         prepared.node_filter(plan),
         plan,
         prepared.result_name(plan),
+        plan.key in prepared.kept.keys,
     )
 
 

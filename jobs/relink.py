@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from panoptile.jobs.console import Console
-from panoptile.jobs.earlier_result import Summary
+from panoptile.jobs.earlier_result import Summary, refuse_lost
 from panoptile.jobs.exits import invalid
 from panoptile.jobs.prepare import Prepared, prepare
 from panoptile.jobs.resume import recorded_spec
@@ -33,7 +33,8 @@ def prepare_relink(store: Store, changes: Mapping[str, Any]) -> Prepared:
     prepared = prepare(spec)
     if not prepared.videos:
         raise invalid(f"{store.root} holds a job without videos: there is nothing to link.")
-    open_units = to_run(store, survey(store, prepared.plans), retry_quarantined=False)
+    refuse_lost(prepared)
+    open_units = to_run(store, survey(store, prepared.plans, prepared.kept), retry_quarantined=False)
     if open_units:
         raise invalid(
             f"{len(open_units)} units of {store.root} are not done: finish it first, panoptile resume {store.root}."

@@ -38,6 +38,11 @@ def result_key(key: str) -> str:
     return f"_state/results/{key}.json"
 
 
+def published_sizes(store: Store) -> dict[str, int]:
+    """Bytes of every published file, table of tiles and picture, by its key. Raises ``OSError`` of the store."""
+    return {s.key: s.size for folder in (*PUBLISHED_FOLDERS, "tiles", "previews") for s in store.walk(folder)}
+
+
 def published_keys(store: Store) -> list[str]:
     """Keys of the inputs that are published, sorted. Raises ``OSError`` of the store."""
     return [key.rsplit("/", 1)[-1].removesuffix(".json") for key in store.keys("_state/results")]

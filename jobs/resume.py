@@ -8,15 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from panoptile.jobs.earlier_result import known_records
 from panoptile.jobs.exits import Exit, invalid
 from panoptile.jobs.job_record import job_of, read_job
 from panoptile.jobs.prepare import Prepared
 from panoptile.jobs.spec import JobSpec
-from panoptile.jobs.survey import OpenUnit, Reason, explain, quarantined_units
+from panoptile.jobs.survey import OpenUnit, Reason, Survey, explain, quarantined_units
+from panoptile.pipeline.inputs import shown
 from panoptile.pipeline.store import Store
 
 SHOWN = 50
 """Units that the text lists; --json lists all."""
+NAMED = 20
+"""Most inputs of a kind that the text names."""
 
 
 def recorded_spec(store: Store, changes: Mapping[str, Any]) -> JobSpec:
@@ -42,6 +46,8 @@ class Explanation:
     """Ids of open units that ``resume`` leaves alone without --retry-quarantined."""
     refused: str
     """Why the job would be refused (exit 5); empty where it would not."""
+    unpublished: tuple[str, ...] = ()
+    """URIs of inputs that would be published, though none of their units is open: a file of the result is gone, say."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -49,6 +55,7 @@ class Explanation:
             "open": len(self.open),
             "reasons": self.reasons(),
             "refused": self.refused,
+            "unpublished": list(self.unpublished),
             "explained": [
                 {"unit": o.unit.id, "reason": o.reason, "detail": o.detail, "runs": self.runs(o)}
                 for o in self.open
@@ -68,13 +75,20 @@ def explain_job(store: Store, prepared: Prepared, *, retry_quarantined: bool) ->
     differing = _differing(job.get("fields", {}), prepared)
     if differing:
         return _another_job(prepared, differing)
-    found = explain(store, prepared.plans)
+    found = explain(store, prepared.plans, prepared.kept)
     left: set[str] = set()
     if not retry_quarantined:
         whole = quarantined_units(store)
         committed = {key.rsplit("/", 1)[-1].removesuffix(".json") for key in store.keys("_state/commits")}
-        left = {o.unit.id for o in found if o.reason == "failed" and o.unit.id in whole | committed}
-    return Explanation(prepared.units, tuple(found), frozenset(left), "")
+        left = {o.unit.id for o in found.open if o.reason == "failed" and o.unit.id in whole | committed}
+    return Explanation(prepared.units, found.open, frozenset(left), "", _unpublished(store, prepared, found))
+
+
+def _unpublished(store: Store, prepared: Prepared, found: Survey) -> tuple[str, ...]:
+    """See :attr:`Explanation.unpublished`."""
+    known = known_records(store, prepared, found.commits)
+    others = known.keys() | {o.unit.key for o in found.open}
+    return tuple(plan.uri for plan in prepared.plans if plan.key not in others)
 
 
 def _differing(recorded: Mapping[str, Any], prepared: Prepared) -> dict[str, str]:
@@ -111,6 +125,7 @@ def explanation_text(explanation: Explanation) -> str:
         f"{len(explanation.open):,} of {explanation.units:,} units are to do"
         + (f": {reasons}" if reasons else "")
     ]
+    lines += unpublished_lines(explanation)
     for o in explanation.open[:SHOWN]:
         left = (
             "" if explanation.runs(o) or explanation.refused else "  (left alone without --retry-quarantined)"
@@ -121,3 +136,15 @@ def explanation_text(explanation: Explanation) -> str:
     if explanation.refused:
         lines.append(explanation.refused)
     return "\n".join(lines)
+
+
+def unpublished_lines(explanation: Explanation) -> list[str]:
+    """What ``plan`` and ``resume --explain`` say of inputs that are done and would be published; none where none is."""
+    uris = explanation.unpublished
+    if not uris:
+        return []
+    inputs = f"{len(uris):,} input{'s' if len(uris) != 1 else ''}"
+    return [f"to publish: {inputs} whose units are done, and of whose result files are missing"] + [
+        f"  {shown(uri)}" if i < NAMED else f"  … and {len(uris) - NAMED:,} more (--json lists all)"
+        for i, uri in enumerate(uris[: NAMED + 1])
+    ]

@@ -83,6 +83,6 @@ def _followed(store: Store, prepared: Prepared, held: Followed) -> Summary | Non
     if held.skipped:
         return Summary(held.exit, store.root, prepared, (), {}, already_done=True, skipped=True)
     with store_errors(prepared.spec.out, started=True):
-        found = survey(store, prepared.plans)
+        found = survey(store, prepared.plans, prepared.kept)
         done = finished_as(store, prepared, found)
         return None if done is None else summary_of(store, prepared, found, done)

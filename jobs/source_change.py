@@ -27,6 +27,15 @@ def version_now(plan: AnyPlan, uri: str) -> Version:
     return video_version(uri) if isinstance(plan, VideoPlan) else version_of(uri)
 
 
+def is_segmented(store: Store, plan: AnyPlan) -> bool:
+    """Whether all files of an input can be seen, and are what was segmented."""
+    try:
+        same = all(version_now(plan, uri) == planned for uri, planned in planned_versions(plan))
+    except OSError:
+        return False
+    return same or is_same_content(store, plan)
+
+
 def check_segmented(store: Store, plan: AnyPlan, *, if_gone: str = "Put it back.") -> None:
     """Refuse a source that is not what was segmented; one that was merely touched is told by its content.
 

@@ -7,8 +7,8 @@ was when it was planned.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from panoptile.jobs.input_content import content_key, is_same_content
@@ -43,7 +43,20 @@ class Survey:
     """In the order of the plans."""
 
 
-def survey(store: Store, plans: Sequence[InputPlan]) -> Survey:
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Inputs that the sources do not name any more, and that stay in the result: none of their units is run."""
+
+    keys: frozenset[str] = frozenset()
+    recorded: Mapping[str, Mapping[str, Commit]] = field(default_factory=dict)
+    """Of those whose published result is whole and whose fragments are not: input key -> unit id -> what was
+    committed when it was published. It counts in place of what is committed now."""
+
+
+NONE_KEPT = Kept()
+
+
+def survey(store: Store, plans: Sequence[InputPlan], kept: Kept = NONE_KEPT) -> Survey:
     """Look at every unit of the plans. Raises ``OSError`` of the store."""
     stored_plans = store.read_all("_state/plan")
     commits = read_commits(store)
@@ -51,13 +64,16 @@ def survey(store: Store, plans: Sequence[InputPlan]) -> Survey:
     found: list[OpenUnit] = []
     whole: dict[str, Commit] = {}
     for plan in plans:
+        if plan.key in kept.recorded:
+            whole.update(kept.recorded[plan.key])
+            continue
         changed = input_change(store, plan, stored_plans.get(layout.plan_key(plan.key)))
         for unit in plan.units():
             opened = _look(unit, commits, fragments, changed)
             commit = commits.get(layout.commit_key(unit))
             if commit is not None and (opened is None or opened.reason == "failed"):
                 whole[unit.id] = commit
-            if opened is not None:
+            if opened is not None and plan.key not in kept.keys:
                 found.append(opened)
     return Survey(whole, tuple(found))
 
@@ -93,6 +109,16 @@ def read_commits(store: Store) -> dict[str, Commit | None]:
     return found
 
 
+def is_complete(plan: InputPlan, commits: Mapping[str, Commit], set_aside: Collection[str]) -> bool:
+    """Whether an input can be published from its fragments: each unit is committed in full or was given up for good.
+
+    Args:
+        commits: :attr:`Survey.commits`.
+        set_aside: :func:`quarantined_units`.
+    """
+    return all(u.id in commits or u.id in set_aside for u in plan.units())
+
+
 def to_run(store: Store, found: Survey, *, retry_quarantined: bool) -> list[OpenUnit]:
     """The open units that this run will do.
 
@@ -114,6 +140,7 @@ def open_units(
     plans: Sequence[InputPlan],
     check_held: Callable[[], None],
     *,
+    kept: Kept = NONE_KEPT,
     retry_quarantined: bool = True,
 ) -> list[Unit]:
     """Write the plans and return the units to run; what is stale is withdrawn first.
@@ -121,7 +148,7 @@ def open_units(
     Only the holder of the lease may call it; ``check_held`` raises where the lease is lost. A folder whose units are about to be redone loses ``_SUCCESS.json``
     before anything else, so that nobody takes the old result for the new one.
     """
-    todo = to_run(store, survey(store, plans), retry_quarantined=retry_quarantined)
+    todo = to_run(store, survey(store, plans, kept), retry_quarantined=retry_quarantined)
     check_held()
     if todo:
         store.delete(layout.SUCCESS)
@@ -141,12 +168,29 @@ def open_units(
     return [o.unit for o in todo]
 
 
-def explain(store: Store, plans: Sequence[InputPlan]) -> list[OpenUnit]:
-    """Like :attr:`Survey.open`, and units that were tried and failed are told from those that are missing."""
+def withdraw_damaged(store: Store, plans: Sequence[InputPlan], check_held: Callable[[], None]) -> None:
+    """Remove the commits without a whole fragment of inputs that the job no longer has: nothing else would ever do so.
+
+    Only the holder of the lease may call it; ``check_held`` raises where the lease is lost. ``_SUCCESS.json`` goes first:
+    the result that it speaks of may hold one of them.
+    """
+    check_held()
+    store.delete(layout.SUCCESS)
+    keys = {layout.commit_key(unit) for plan in plans for unit in plan.units()}
+    fragments = {f.key: f.size for f in store.walk("_state/data")}
+    for key, commit in read_commits(store).items():
+        if key not in keys and (commit is None or fragments.get(commit.fragment) != commit.size):
+            check_held()
+            store.delete(key)
+
+
+def explain(store: Store, plans: Sequence[InputPlan], kept: Kept = NONE_KEPT) -> Survey:
+    """Like :func:`survey`, and units that were tried and failed are told from those that are missing."""
+    found = survey(store, plans, kept)
     failures = {row["unit"]: row for row in dead_rows(store) if row["unit"]}
     tried = _tried_units(store)
     told = []
-    for o in survey(store, plans).open:
+    for o in found.open:
         if o.reason == "missing" and o.unit.id in failures:
             row = failures[o.unit.id]
             told.append(OpenUnit(o.unit, "failed", f"quarantined in stage {row['stage']}: {row['message']}"))
@@ -154,7 +198,7 @@ def explain(store: Store, plans: Sequence[InputPlan]) -> list[OpenUnit]:
             told.append(OpenUnit(o.unit, "failed", f"{tried[o.unit.id]} failed attempts"))
         else:
             told.append(o)
-    return told
+    return replace(found, open=tuple(told))
 
 
 def _tried_units(store: Store) -> dict[str, int]:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -120,9 +121,9 @@ def _run(files: WorldFiles, out: Path, shuffle: int | None, options: dict[str, o
     from panoptile.jobs.survey import open_units as real
 
     def shuffled(
-        store: Store, plans: Sequence[RasterPlan], check_held: Callable[[], None], *, retry_quarantined: bool
+        store: Store, plans: Sequence[RasterPlan], check_held: Callable[[], None], **options: Any
     ) -> list[Unit]:
-        units = real(store, plans, check_held, retry_quarantined=retry_quarantined)
+        units = real(store, plans, check_held, **options)
         random.Random(shuffle).shuffle(units)
         return units
 

@@ -225,12 +225,14 @@ def test_an_unfinished_input_that_is_gone_is_left_out(nights: Nights) -> None:
     """What was never published and is gone now cannot be done: a note says so, and the rest goes on."""
     nights.add("a.tif", "b.tif")
     nights.run()
-    key = next(p for p in (nights.out / "_state" / "results").iterdir() if p.name.startswith("a-"))
-    key.unlink()
+    commits = sorted(nights.out.glob("_state/commits/a-*"))
+    for path in [commits[0], *nights.out.glob("*/a-*"), *nights.out.glob("_state/results/a-*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     (nights.sheets / "a.tif").unlink()
     prepared = prepare(nights.spec())
     assert [Path(p.uri).name for p in prepared.plans] == ["b.tif"]
     assert any("left out" in note for note in prepared.notes)
+    assert nights.run().exit is Exit.DONE
 
 
 def test_a_report_beside_a_run_that_adds_a_sheet(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:

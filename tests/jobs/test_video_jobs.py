@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import av
 import fsspec
 import numpy as np
 import pyarrow.parquet as pq
@@ -434,3 +435,62 @@ def test_lost_commits_are_redone_to_the_same_bytes(clip: Clip, monkeypatch: pyte
     summary = run(clip, broken)
     assert summary.metrics["units_run"] == len(units[::2])
     assert published(store) == published(open_store(calm))
+
+
+@pytest.fixture
+def archived(clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobSpec:
+    """A growing job over a folder of two videos, both finished, in several units; the first is archived since."""
+    monkeypatch.setattr("panoptile.jobs.video_sources.default_unit_frames", lambda n: 6)
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (folder / name).write_bytes(clip.path.read_bytes())
+    spec = job(clip, in_memory(), incremental=True, overlay=True, kind="video")
+    spec = dataclasses.replace(spec, sources=(str(folder),))
+    run_job(prepare(spec), QUIET)
+    (folder / "a.mp4").unlink()
+    return spec
+
+
+def _lose(store: Store, prefix: str) -> None:
+    """Remove the first file whose key begins so."""
+    store.delete(next(s.key for s in store.walk() if s.key.startswith(prefix)))
+
+
+def test_an_archived_video_is_published_again_without_its_frames(archived: JobSpec, tmp_path: Path) -> None:
+    """A table and both pictures are gone: the table is the same bytes, the pictures show the masks at the same times."""
+    store = open_store(archived.out)
+    before = published(store)
+    (overlay,) = [key for key in before if "/a-" in key and key.endswith(".mp4")]
+    ticks = _frame_times(store.local_copy(overlay, tmp_path))
+    _lose(store, "video/a-")
+    store.delete(overlay)
+    _lose(store, "previews/a-")
+    assert run_job(prepare(archived), QUIET).exit is Exit.DONE
+    after = published(store)
+    assert {k for k in before if before[k] != after.pop(k)} == {overlay, layout.MANIFEST}
+    assert not after
+    assert _frame_times(store.local_copy(overlay, tmp_path)) == ticks
+    assert any(s.key.startswith("previews/a-") for s in store.walk("previews"))
+    assert run_job(prepare(archived), QUIET).already_done
+
+
+def _frame_times(path: Path) -> list[int | None]:
+    with av.open(str(path)) as video:
+        return [frame.pts for frame in video.decode(video=0)]
+
+
+def test_an_archived_video_is_linked_anew(archived: JobSpec) -> None:
+    """From its fragments; where one of them is gone nothing is linked, and nothing is taken away: exit 2."""
+    store = open_store(archived.out)
+    before = published(store)
+    relink(prepare_relink(store, {"max_age": 0.0}), QUIET)
+    (tracks_key,) = [key for key in before if "/a-" in key and key.endswith("tracks.parquet")]
+    linked = published(store)
+    assert linked[tracks_key] != before[tracks_key]
+    _lose(store, "_state/data/a-")
+    with pytest.raises(JobError, match=r"a\.mp4 cannot be linked anew: .*Put it back") as refused:
+        prepare_relink(store, {"max_age": 1.0})
+    assert refused.value.code is Exit.INVALID
+    assert run_job(prepare(recorded_spec(store, {})), QUIET).already_done
+    assert published(store) == linked
