@@ -38,6 +38,13 @@ Kind = Literal[
     "deadletter", "metrics",
 ]  # fmt: skip
 
+_OF_INPUTS: tuple[Kind, ...] = ("fragment", "commit", "file", "tiles", "record")
+_OF_ARCHIVED = (
+    "of an input that the sources do not name any more (--incremental) no fragment is made again, and what is published "
+    "of it stays; its published files are made again while all its fragments are there: where a fragment of it is named "
+    "beside other things, put its file back before you delete these"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
@@ -295,6 +302,8 @@ def verified_text(store: Store, verified: Verified) -> str:
             f"mismatch {len(verified.mismatches):,} of {what}: delete what is named and run the same command, "
             "or panoptile resume, to make it again"
         )
+        if any(m.kind in _OF_INPUTS for m in verified.mismatches):
+            lines.append(_OF_ARCHIVED)
     elif verified.finished:
         lines.append(f"verified {what}: all as promised")
     else:

@@ -333,3 +333,28 @@ def test_a_fragment_that_rotted_is_found_before_it_is_published(archived: Nights
     assert published(archived.out) == before
     assert archived.run().exit is Exit.QUARANTINED
     assert archived.dead() == ["a.tif"]
+
+
+def test_what_verify_advises_for_an_archived_sheet_holds(
+    archived: Nights, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fragment that is gone stays gone, and so does nothing else; beside a damaged file of it, the sheet is put back."""
+    lose(archived, FRAGMENTS["fragment"])
+    assert panoptile("verify", archived.out) == 7
+    assert "no fragment is made again, and what is published of it stays" in capsys.readouterr().out
+    before = published(archived.out)
+    assert archived.run().exit is Exit.DONE
+    assert published(archived.out) == before
+    [raster] = archived.out.glob(RESULTS["raster"])
+    raster.write_bytes(bytes(reversed(raster.read_bytes())))
+    assert panoptile("verify", archived.out) == 7
+    assert "put its file back before" in capsys.readouterr().out
+    (archived.sheets.parent / "a.tif").rename(archived.sheets / "a.tif")
+    raster.unlink()
+    assert archived.run().exit is Exit.DONE
+    assert published(archived.out) == before
+    assert panoptile("verify", archived.out) == 0
+    capsys.readouterr()
+    (archived.out / "classes.json").unlink()
+    assert panoptile("verify", archived.out) == 7
+    assert "sources do not name" not in capsys.readouterr().out
