@@ -37,12 +37,27 @@ class Summary:
 
 
 def earlier_result(store: Store, prepared: Prepared, retry_quarantined: bool) -> Summary | None:
-    """The result of an earlier run, where there is nothing left to do."""
+    """The result of an earlier run, where there is nothing left to do; a missing catalogue is."""
+    done = published_result(store, prepared, retry_quarantined)
+    return done if done is None or has_catalogue(store, prepared) else None
+
+
+def published_result(store: Store, prepared: Prepared, retry_quarantined: bool) -> Summary | None:
+    """The result of an earlier run, where nothing is left to segment or to publish."""
     found = survey(store, prepared.plans, prepared.kept)
     if to_run(store, found, retry_quarantined=retry_quarantined):
         return None
     done = finished_as(store, prepared, found)
     return None if done is None else summary_of(store, prepared, found, done)
+
+
+def has_catalogue(store: Store, prepared: Prepared) -> bool:
+    """Whether the catalogue lists the finished job; True for a job that keeps none. Raises ``OSError`` of the store."""
+    if not prepared.spec.incremental:
+        return True
+    from panoptile.jobs.stac import is_catalogued
+
+    return is_catalogued(store)
 
 
 def finished_as(store: Store, prepared: Prepared, found: Survey) -> Finished | None:

@@ -19,8 +19,9 @@ from panoptile.jobs.console import Console
 from panoptile.jobs.deadletter import dead_letter, rows_of_run
 from panoptile.jobs.earlier_result import (
     Summary,
-    earlier_result,
+    has_catalogue,
     known_records,
+    published_result,
     refuse_lost,
     refuse_other_links,
 )
@@ -154,8 +155,10 @@ class LeasedRun:
             recorded=frozenset(chain.from_iterable(prepared.kept.recorded.values())),
         )
         if not todo:
-            done = earlier_result(store, prepared, self._retry)  # another run may have made it meanwhile
+            done = published_result(store, prepared, self._retry)  # another run may have made it meanwhile
             if done is not None:
+                if not has_catalogue(store, prepared):
+                    self._catalogue()  # an earlier run did not come so far, or kept none
                 return done
         if len(todo) < prepared.units:
             self._console.say(
@@ -169,10 +172,13 @@ class LeasedRun:
         inputs = self._publish()
         summary = self._conclude(inputs, result, rss)
         if prepared.spec.incremental:
-            from panoptile.jobs.stac import write_catalog
-
-            write_catalog(prepared.spec.out)
+            self._catalogue()
         return summary
+
+    def _catalogue(self) -> None:
+        from panoptile.jobs.stac import write_catalog
+
+        write_catalog(self._prepared.spec.out)
 
     # --- segment ---
 

@@ -12,6 +12,7 @@ from panoptile.jobs.earlier_result import (
     Summary,
     earlier_result,
     finished_as,
+    has_catalogue,
     refuse_other_links,
     summary_of,
 )
@@ -58,7 +59,7 @@ def run_job(
             done = _followed(store, prepared, held)
             if done is None:
                 console.say(
-                    "The run that was followed did another set of inputs: going on with what is left."
+                    "The run that was followed did not do all that this one asks for: going on with what is left."
                 )
             if done is None and not relink:
                 with store_errors(spec.out, started=True):
@@ -85,4 +86,6 @@ def _followed(store: Store, prepared: Prepared, held: Followed) -> Summary | Non
     with store_errors(prepared.spec.out, started=True):
         found = survey(store, prepared.plans, prepared.kept)
         done = finished_as(store, prepared, found)
-        return None if done is None else summary_of(store, prepared, found, done)
+        if done is None or not has_catalogue(store, prepared):
+            return None
+        return summary_of(store, prepared, found, done)

@@ -6,6 +6,7 @@ learning model extension (MLM). Links are relative: the folder can be moved or s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tempfile
@@ -51,6 +52,8 @@ MAX_WRITES = 5
 """How often the catalogue is written because another result was published meanwhile."""
 MODEL_SHA256 = "panoptile:model_sha256"
 """Of all of the model's files together: the file extension knows checksums of assets and links alone."""
+LISTED = "panoptile:manifest_sha256"
+"""Field of the collection, which is written after the items: the manifest that the catalogue was written from."""
 PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
 PARQUET = "application/vnd.apache.parquet"
 FILE_TIME = "The time is that of the source file; it may not be the acquisition's."
@@ -58,6 +61,19 @@ NO_TIME = "When the source was taken or written is not known."
 ANY_TIME = {"start_datetime": "1970-01-01T00:00:00Z", "end_datetime": "9999-12-31T23:59:59Z"}
 """STAC wants an interval where there is no time."""
 WORLD = [-180.0, -90.0, 180.0, 90.0]
+
+
+def is_catalogued(store: Store) -> bool:
+    """Whether ``catalog/`` lists the finished job as it is now: all of it is there. Raises ``OSError`` of the store."""
+    success = read_json(store, layout.SUCCESS) or {}
+    collection = read_json(store, f"{FOLDER}/collection.json") or {}
+    if collection.get(LISTED) is None or collection[LISTED] != success.get("manifest_sha256"):
+        return False
+    try:
+        linked = {f"{FOLDER}/{link['href'][2:]}" for link in collection["links"] if link["rel"] == "item"}
+    except (KeyError, TypeError):
+        return False
+    return linked == {*store.keys(f"{FOLDER}/items"), f"{FOLDER}/model.json"}
 
 
 def write_catalog(out: str) -> str:
@@ -112,6 +128,7 @@ def _write(store: Store, listed: bytes) -> list[str]:
     links.append({"rel": "item", "href": "./model.json", "type": "application/geo+json"})
     collection = _collection(store, job, boxes, times)
     fields = collection.to_dict(include_self_link=False, transform_hrefs=False)
+    fields[LISTED] = hashlib.sha256(listed).hexdigest()
     fields["links"] = [{"rel": "root", "href": "./collection.json", "type": "application/json"}, *links]
     store.put_bytes(f"{FOLDER}/collection.json", _json(fields))
     return list(written)

@@ -9,18 +9,22 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from tests.jobs.nights import Nights
 from tests.jobs.runs import published
 from tests.jobs.test_bad_input import panoptile
 
-from panoptile.jobs import stac
+from panoptile.jobs import segment, stac
 from panoptile.jobs.exits import Exit, JobError
+from panoptile.jobs.follow import Followed, take_lease
+from panoptile.jobs.lease import highest_epoch
 from panoptile.jobs.prepare import prepare
 from panoptile.jobs.report import gather
 from panoptile.jobs.report_text import summary_text
 from panoptile.jobs.resume import recorded_spec
+from panoptile.jobs.submission import finished_exit
 from panoptile.jobs.verify import verify
 from panoptile.pipeline.store import open_store
 from panoptile.pipeline.store_local import LocalStore
@@ -288,6 +292,68 @@ def test_a_catalogue_that_is_outdated_each_time_ends_in_a_sentence(
     with pytest.raises(JobError, match="published anew 5 times") as e:
         stac.write_catalog(str(nights.out))
     assert e.value.code is Exit.OTHER_JOB
+
+
+def test_a_quiet_night_makes_up_for_a_catalogue_that_was_not_written(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run was killed between its result and the catalogue: submit says that something is to do, and the next night
+    writes it, runs nothing, and publishes nothing anew."""
+    nights.add("a.tif")
+    nights.run()
+    nights.add("c.tif")
+
+    def killed(out: str) -> str:
+        raise RuntimeError(f"killed before the catalogue of {out}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stac, "write_catalog", killed)
+        with pytest.raises(RuntimeError, match="before the catalogue"):
+            nights.run()
+    assert nights.items() == {"a"}
+    success = (nights.out / "_SUCCESS.json").read_bytes()
+    assert finished_exit(prepare(nights.spec())) is None
+    assert nights.run().already_done
+    assert nights.items() == {"a", "c"}
+    assert (nights.out / "_SUCCESS.json").read_bytes() == success
+    assert finished_exit(prepare(nights.spec())) is Exit.DONE
+
+
+@pytest.mark.parametrize(
+    "loss", ["catalog", "catalog/collection.json", "catalog/items/a-*", "catalog/items/other.json"]
+)
+def test_a_quiet_night_makes_a_damaged_catalogue_whole(nights: Nights, loss: str) -> None:
+    """Whatever of it is gone is written again, and what is not of it removed; a whole one is left alone."""
+    nights.add("a.tif")
+    nights.run()
+    found = {p: p.read_bytes() for p in (nights.out / "catalog").rglob("*.json")}
+    if loss.endswith("other.json"):
+        (nights.out / loss).write_text("{}")
+    for path in [] if loss.endswith("other.json") else list(nights.out.glob(loss)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert {p: p.read_bytes() for p in (nights.out / "catalog").rglob("*.json")} != found
+    assert nights.run().already_done
+    assert {p: p.read_bytes() for p in (nights.out / "catalog").rglob("*.json")} == found
+    with_lease = highest_epoch(open_store(nights.out))
+    assert nights.run().already_done
+    assert highest_epoch(open_store(nights.out)) == with_lease
+
+
+@pytest.mark.parametrize("follows", [False, True])
+def test_a_plain_run_leaves_the_catalogue_to_the_first_night(nights: Nights, follows: bool) -> None:
+    """An --incremental run after it, or that followed it, has nothing else to do."""
+    nights.add("a.tif")
+    nights.run(incremental=False)
+    assert not (nights.out / "catalog").exists()
+    followed = [Followed(Exit.DONE, skipped=False)] if follows else []
+
+    def attach(*arguments: Any) -> Any:
+        return followed.pop() if followed else take_lease(*arguments)
+
+    with mock.patch.object(segment, "take_lease", attach):
+        assert nights.run().already_done
+    assert not followed
+    assert nights.items() == {"a"}
 
 
 def test_another_model_is_another_job(nights: Nights) -> None:
