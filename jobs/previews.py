@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from panoptile.jobs.exits import invalid
 from panoptile.jobs.finished_run import damaged, published_classes
 from panoptile.jobs.results import published_keys
-from panoptile.jobs.source_change import check_segmented
+from panoptile.jobs.source_change import check_segmented, is_gone
 from panoptile.jobs.state import cannot_write
 from panoptile.pipeline import layout
 from panoptile.pipeline.any_plan import AnyPlan, plan_from_json
 from panoptile.pipeline.plan import RasterPlan
-from panoptile.pipeline.preview import MIN_SIDE, write_preview
+from panoptile.pipeline.preview import MIN_SIDE, NoPhotograph, write_preview
 from panoptile.pipeline.store import Store, StoreUnreachable, open_store
 from panoptile.pipeline.video_plan import VideoPlan
 from panoptile.pipeline.video_preview import write_contact_sheet
 
 
-def redraw(out: str, max_side: int) -> list[str]:
-    """Draw every input of a finished run; returns the paths of the pictures.
+@dataclass(frozen=True, slots=True)
+class Redrawn:
+    """What became of the pictures of a finished run."""
+
+    paths: tuple[str, ...]
+    """Of those that were drawn."""
+    left: tuple[str, ...]
+    """URIs of inputs whose source is gone: their pictures show it and were left as they are."""
+
+
+def redraw(out: str, max_side: int) -> Redrawn:
+    """Draw every input of a finished run whose source is there; where a picture is missing, from the labels alone.
 
     Raises :class:`JobError`: exit 2, before anything is drawn, where a source is not what was segmented; 2 where the run
     is damaged, 4 or 6 where a picture cannot be written.
@@ -34,12 +45,27 @@ def redraw(out: str, max_side: int) -> list[str]:
     try:
         if not store.exists(layout.SUCCESS):
             raise invalid(f"{out} holds no finished run: there is no {layout.SUCCESS}.")
-        keys = published_keys(store)
-        for key in keys:
-            check_segmented(store, _plan(store, key))
-        return [_redraw(store, _plan(store, key), max_side) for key in keys]
+        return _redraw_all(store, max_side)
     except OSError as e:
         raise cannot_write(out, e, started=True) from e
+
+
+def _redraw_all(store: Store, max_side: int) -> Redrawn:
+    keys, gone = published_keys(store), set[str]()
+    for key in keys:
+        plan = _plan(store, key)
+        if is_gone(plan):
+            gone.add(key)
+        else:
+            check_segmented(store, plan)
+    paths, left = [], []
+    for key in keys:
+        plan = _plan(store, key)
+        if key in gone and store.exists(layout.preview_key(key)):
+            left.append(plan.uri)
+        else:
+            paths.append(_redraw(store, plan, max_side, photograph=key not in gone))
+    return Redrawn(tuple(paths), tuple(left))
 
 
 def _plan(store: Store, key: str) -> AnyPlan:
@@ -50,13 +76,13 @@ def _plan(store: Store, key: str) -> AnyPlan:
         raise damaged(store, plan_key) from e
 
 
-def _redraw(store: Store, plan: AnyPlan, max_side: int) -> str:
+def _redraw(store: Store, plan: AnyPlan, max_side: int, *, photograph: bool) -> str:
     if isinstance(plan, VideoPlan):
-        return _redraw_video(store, plan, max_side)
-    return _redraw_raster(store, plan, max_side)
+        return _redraw_video(store, plan, max_side, photograph)
+    return _redraw_raster(store, plan, max_side, photograph)
 
 
-def _redraw_video(store: Store, plan: VideoPlan, max_side: int) -> str:
+def _redraw_video(store: Store, plan: VideoPlan, max_side: int, photograph: bool) -> str:
     tables = [f"video/{plan.key}/{name}.parquet" for name in ("masks", "tracks")]
     target = layout.preview_key(plan.key)
     with tempfile.TemporaryDirectory(prefix="panoptile-") as folder:
@@ -64,7 +90,8 @@ def _redraw_video(store: Store, plan: VideoPlan, max_side: int) -> str:
         try:
             classes = published_classes(store, scratch)
             masks, tracks = (store.local_copy(key, scratch) for key in tables)
-            write_contact_sheet(scratch / "preview.png", plan, masks, tracks, classes, max_side=max_side)
+            sheet = scratch / "preview.png"
+            write_contact_sheet(sheet, plan, masks, tracks, classes, max_side=max_side, photograph=photograph)
         except (ValueError, KeyError) as e:  # KeyError: a raster without the tag that names its classes
             raise invalid(f"Cannot draw {plan.uri}: {e}. See panoptile verify {store.root}.") from e
         except StoreUnreachable:
@@ -75,7 +102,7 @@ def _redraw_video(store: Store, plan: VideoPlan, max_side: int) -> str:
     return store.uri(target)
 
 
-def _redraw_raster(store: Store, plan: RasterPlan, max_side: int) -> str:
+def _redraw_raster(store: Store, plan: RasterPlan, max_side: int, photograph: bool) -> str:
     info = plan.info
     rasters = [f"rasters/{info.key}/{info.stem}.{name}.tif" for name in ("segments", "classes")]
     for key in rasters:
@@ -90,7 +117,8 @@ def _redraw_raster(store: Store, plan: RasterPlan, max_side: int) -> str:
         try:
             classes = published_classes(store, scratch)
             segments_tif, classes_tif = (store.local_copy(key, scratch) for key in rasters)
-            write_preview(picture, info, segments_tif, classes_tif, classes, max_side=max_side)
+            photo = None if photograph else NoPhotograph()
+            write_preview(picture, info, segments_tif, classes_tif, classes, max_side=max_side, photo=photo)
         except (ValueError, KeyError) as e:  # KeyError: a raster without the tag that names its classes
             raise invalid(f"Cannot draw {info.uri}: {e}. See panoptile verify {store.root}.") from e
         except StoreUnreachable:

@@ -27,6 +27,18 @@ def version_now(plan: AnyPlan, uri: str) -> Version:
     return video_version(uri) if isinstance(plan, VideoPlan) else version_of(uri)
 
 
+def is_gone(plan: AnyPlan) -> bool:
+    """Whether a file of an input is not there any more; False where that cannot be told."""
+    for uri, _ in planned_versions(plan):
+        try:
+            version_now(plan, uri)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            continue
+    return False
+
+
 def is_segmented(store: Store, plan: AnyPlan) -> bool:
     """Whether all files of an input can be seen, and are what was segmented."""
     try:

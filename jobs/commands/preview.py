@@ -20,8 +20,12 @@ def preview(
     max_side: Annotated[int, typer.Option(metavar="PX", help="Longer side of the picture, at most.")] = 2048,
     as_json: opt.Json = False,
 ) -> None:
-    """Draw the result over the photograph again, at another size."""
+    """Draw the result over the photograph again, at another size; where that is gone, the picture stays as it is."""
     from panoptile.jobs.previews import redraw
 
-    paths = redraw(out, max_side)
-    Console(as_json=as_json).data("\n".join(paths), {"previews": paths})
+    drawn, console = redraw(out, max_side), Console(as_json=as_json)
+    if drawn.left:
+        inputs = "1 input" if len(drawn.left) == 1 else f"{len(drawn.left):,} inputs"
+        console.say(f"note    the source of {inputs} is gone: left as drawn before (--json names all)")
+    if drawn.paths or as_json:
+        console.data("\n".join(drawn.paths), {"previews": list(drawn.paths), "left": list(drawn.left)})

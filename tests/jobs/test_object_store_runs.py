@@ -66,8 +66,28 @@ def test_a_store_gets_the_bytes_of_a_folder(
     assert summary.out == s3_root
     assert tree(s3_root) == calm_tree
     assert segment(files, str(files.image), s3_root).already_done
-    (drawn,) = redraw(s3_root, 512)
+    (drawn,) = redraw(s3_root, 512).paths
     assert drawn.startswith(f"{s3_root}/previews/")
+
+
+def test_an_archived_object_is_published_again(files: WorldFiles, s3_root: str) -> None:
+    """A growing job from S3 to S3: the object and a file of its result are gone; the file is made from the fragments, and
+    the picture stays."""
+    source, out = open_store(f"{s3_root}/in"), f"{s3_root}/out"
+    for name in ("a.tif", "b.tif"):
+        source.put_bytes(name, files.image.read_bytes())
+    job = {"files": files, "source": f"{s3_root}/in/*.tif", "out": out, "incremental": True}
+    assert segment(**job).exit == 0  # type: ignore[arg-type]
+    before, store = tree(out), open_store(out)
+    source.delete("a.tif")
+    store.delete(next(key for key in before if key.startswith("segments/a-")))
+    assert segment(**job).exit == 0  # type: ignore[arg-type]
+    after = tree(out)
+    assert {key for key in before if after.pop(key) != before[key]} <= {layout.MANIFEST}
+    assert not after
+    assert redraw(out, 512).left == (source.uri("a.tif"),)
+    store.delete(store.keys("_state/data")[0])
+    assert segment(**job).already_done  # type: ignore[arg-type]
 
 
 def test_an_object_gives_the_bytes_of_a_file(

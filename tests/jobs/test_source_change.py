@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.jobs.runs import WorldFiles, run, write_world
+from tests.jobs.test_bad_input import panoptile
 from tests.pipeline.worlds import make_world
 
 from panoptile.jobs.exits import Exit, JobError
@@ -45,9 +47,8 @@ def pictures(out: str) -> dict[str, bytes]:
     [
         (replace, "has changed since it was segmented: run segment again, or put back"),
         (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "has changed since it was segmented"),
-        (Path.unlink, "which was segmented, cannot be read .*Put it back"),
     ],
-    ids=["replaced", "grown", "gone"],
+    ids=["replaced", "grown"],
 )
 def test_a_preview_is_not_drawn_over_another_photograph(
     files: WorldFiles, finished: str, change: Callable[[Path], None], words: str
@@ -59,6 +60,47 @@ def test_a_preview_is_not_drawn_over_another_photograph(
         redraw(finished, 600)
     assert e.value.code is Exit.INVALID
     assert "\n" not in str(e.value)
+    assert pictures(finished) == before
+
+
+def test_a_picture_whose_photograph_is_gone_stays(
+    files: WorldFiles, finished: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It shows what cannot be drawn any more; the others are drawn, and a note says how many were not."""
+    before = pictures(finished)
+    files.image.unlink()
+    assert panoptile("preview", finished, "--max-side", 600) == 0
+    said = capsys.readouterr()
+    assert "the source of 1 input is gone: left as drawn before" in said.err
+    assert len(said.out.splitlines()) == 1
+    changed = {name for name, data in pictures(finished).items() if data != before[name]}
+    assert [name.rsplit("-", 1)[0] for name in changed] == ["image_0"]
+    (files.image.parent / "image_0.tif").unlink()
+    after = pictures(finished)
+    assert panoptile("preview", finished) == 0
+    assert capsys.readouterr().out == ""
+    assert panoptile("preview", finished, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["previews"], {Path(uri).name for uri in found["left"]}) == (
+        [],
+        {"image.tif", "image_0.tif"},
+    )
+    assert pictures(finished) == after
+
+
+def test_a_missing_picture_is_drawn_without_its_photograph(files: WorldFiles, finished: str) -> None:
+    """From the label rasters alone; a source that is there and changed is refused all the same."""
+    for picture in Path(finished).glob("previews/*.png"):
+        picture.unlink()
+    files.image.unlink()
+    drawn = redraw(finished, 600)
+    assert (len(drawn.paths), drawn.left) == (2, ())
+    assert len(pictures(finished)) == 2
+    replace(files.image.parent / "image_0.tif")
+    before = pictures(finished)
+    with pytest.raises(JobError, match=r"image_0\.tif has changed since") as e:
+        redraw(finished, 500)
+    assert e.value.code is Exit.INVALID
     assert pictures(finished) == before
 
 
@@ -76,14 +118,16 @@ def test_a_preview_follows_what_was_segmented_anew(files: WorldFiles, finished: 
     replace(files.image)
     both = dataclasses.replace(files, image=files.image.parent / "image*.tif")
     run(both, Path(finished), tile=80, overlap=24)
-    assert len(redraw(finished, 600)) == 2
+    assert len(redraw(finished, 600).paths) == 2
 
 
 def test_a_mosaic_names_the_sheet_that_was_replaced(files: WorldFiles, tmp_path: Path) -> None:
     """Its plan knows the version of each sheet."""
     run(files, tmp_path / "out", tile=80, overlap=24, mosaic=True)
-    assert len(redraw(str(tmp_path / "out"), 600)) == 1
+    assert len(redraw(str(tmp_path / "out"), 600).paths) == 1
     replace(files.image)
     with pytest.raises(JobError, match=r"image\.tif has changed since") as e:
         redraw(str(tmp_path / "out"), 600)
     assert e.value.code is Exit.INVALID
+    files.image.unlink()
+    assert redraw(str(tmp_path / "out"), 600).paths == ()

@@ -390,7 +390,7 @@ def test_contact_sheets_are_drawn_again(clip: Clip) -> None:
     """``preview`` draws a video's sheet from the published tables, at another size."""
     out = in_memory()
     run(clip, out)
-    (path,) = redraw(out, 600)
+    (path,) = redraw(out, 600).paths
     data = open_store(out).read_bytes(path.removeprefix(open_store(out).root).lstrip("/"))
     width, height = Image.open(io.BytesIO(data)).size
     assert max(width, height) <= 600
@@ -473,6 +473,19 @@ def test_an_archived_video_is_published_again_without_its_frames(archived: JobSp
     assert _frame_times(store.local_copy(overlay, tmp_path)) == ticks
     assert any(s.key.startswith("previews/a-") for s in store.walk("previews"))
     assert run_job(prepare(archived), QUIET).already_done
+
+
+def test_a_contact_sheet_whose_video_is_gone_stays(archived: JobSpec) -> None:
+    """Where it is missing, it is drawn without the video; that of the other video is drawn in any case."""
+    store = open_store(archived.out)
+    key = next(s.key for s in store.walk("previews") if s.key.startswith("previews/a-"))
+    before = store.read_bytes(key)
+    drawn = redraw(archived.out, 600)
+    assert ([Path(uri).name for uri in drawn.left], len(drawn.paths)) == (["a.mp4"], 1)
+    assert store.read_bytes(key) == before
+    store.delete(key)
+    assert len(redraw(archived.out, 600).paths) == 2
+    assert store.exists(key)
 
 
 def _frame_times(path: Path) -> list[int | None]:
