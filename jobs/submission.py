@@ -222,8 +222,12 @@ def _judge(nodes: list[dict[str, Any]], say: Callable[[str], None]) -> None:
 
 @contextlib.contextmanager
 def _local_paths(prepared: Prepared) -> Iterator[tuple[list[str], list[str]]]:
-    """Local inputs of the job, and a token in a local OUT that only a shared file system shows elsewhere."""
-    inputs = [uri for uri in prepared.uris if scheme_of(uri) is None][:LOOKED_AT]
+    """Local inputs of the job, and a token in a local OUT that only a shared file system shows elsewhere.
+
+    A kept input may be gone from everywhere: nobody reads it.
+    """
+    kept = {plan.uri for plan in prepared.plans if plan.key in prepared.kept.keys}
+    inputs = [uri for uri in prepared.uris if scheme_of(uri) is None and uri not in kept][:LOOKED_AT]
     out = prepared.spec.out
     if scheme_of(out) not in (None, "file"):
         yield inputs, []

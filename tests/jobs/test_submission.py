@@ -405,6 +405,22 @@ def test_a_node_that_would_fail_is_refused(prepared: Prepared, seen: dict[str, A
     assert not list(Path(prepared.spec.out).rglob("_state/probe/*"))
 
 
+def test_no_node_is_asked_for_an_archived_input(prepared: Prepared) -> None:
+    """A growing job keeps its result though the file is gone: the nodes are asked for what would be read alone."""
+    folder = Path(prepared.spec.sources[0]).parent / "sheets"
+    folder.mkdir()
+    for name in ("a.tif", "b.tif"):
+        shutil.copy(prepared.spec.sources[0], folder / name)
+    spec = dataclasses.replace(prepared.spec, sources=(str(folder),), incremental=True)
+    run_of(prepare(spec))
+    (folder / "a.tif").unlink()
+    shutil.copy(folder / "b.tif", folder / "c.tif")
+    client: Any = FakeClient([node()])
+    submit(client, prepare(spec), wheel=None, say=say)
+    [probe] = [job.message for job_id, job in client.jobs.items() if "probe" in job_id]
+    assert [name for name in ("a.tif", "b.tif", "c.tif") if str(folder / name) in probe] == ["b.tif", "c.tif"]
+
+
 def test_a_cluster_without_panoptile(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     """The image lacks the package: exit 2 and the option that takes it along."""
     client: Any = FakeClient([])
