@@ -70,7 +70,7 @@ def full_plan_text(
         mean = sum(s * pixels[k] for k, s in shares.items()) / max(1, sum(pixels[k] for k in shares))
         lines.append(f"no input: about {mean:.0%} of the pixels ({counted(len(shares), 'raster')} looked at)")
     if left is not None:
-        lines += [_pending_line(left), *unpublished_lines(left), *_unchanged_lines(prepared, left)]
+        lines += [_pending_line(prepared, left), *unpublished_lines(left), *_unchanged_lines(prepared, left)]
     lines += _left_out_lines(prepared)
     if found is not None:
         lines.append(estimate_text(found))
@@ -91,12 +91,12 @@ def _left_out_lines(prepared: Prepared) -> list[str]:
     return lines
 
 
-def _pending_line(left: Explanation) -> str:
+def _pending_line(prepared: Prepared, left: Explanation) -> str:
     if left.refused:
         return left.refused
     done = left.units - len(left.open)
     why = ", ".join(f"{count:,} {reason}" for reason, count in left.reasons().items())
-    nothing = "" if left.unpublished else "; nothing is left to do"
+    nothing = "" if left.unpublished or prepared.lost else "; nothing is left to do"
     return f"done already: {done:,} of {left.units:,} units" + (f"; to do: {why}" if why else nothing)
 
 

@@ -60,13 +60,13 @@ def resume(
     with read_errors(out):
         spec = recorded_spec(store, changes)
     prepared = prepare(spec, any_job=explain)
+    for note in prepared.notes:
+        console.say(f"note    {note}")
     if explain:
         with read_errors(out):
             explanation = explain_job(store, prepared, retry_quarantined=retry_quarantined)
         console.data(explanation_text(explanation), explanation.to_json())
         return
-    for note in prepared.notes:
-        console.say(f"note    {note}")
     console.say(plan_line(prepared))
     summary = run_job(prepared, console, retry_quarantined=retry_quarantined)
     console.data(summary_text(summary), summary_fields(summary))

@@ -156,6 +156,9 @@ def _is_lost(nights: Nights, new: tuple[str, ...], capsys: pytest.CaptureFixture
     assert f"lost: {nights.sheets}/a.tif, which the sources do not name" in said.err
     assert "Put it back" in said.err
     assert "lost: 1 input whose" in said.out
+    assert "nothing is left to do" not in said.out
+    assert panoptile("resume", nights.out, "--explain") == 0
+    assert "note    lost: " in capsys.readouterr().err
     summary = nights.run()
     assert summary.exit is Exit.QUARANTINED
     assert names_of(nights) == set()
