@@ -68,7 +68,8 @@ def kept_inputs(
     if job is None or job.get("fingerprint") != fingerprint:
         return KeptInputs()
     plans, unreadable = _unnamed_plans(store, named)
-    commits, set_aside = survey(store, plans).commits, quarantined_units(store)
+    unnamed = Kept(frozenset(plan.key for plan in plans))
+    commits, set_aside = survey(store, plans, unnamed).commits, quarantined_units(store)
     complete = [plan for plan in plans if is_complete(plan, commits, set_aside)]
     keys = frozenset(plan.key for plan in complete)
     rest = [plan for plan in plans if plan.key not in keys]

@@ -67,7 +67,8 @@ def survey(store: Store, plans: Sequence[InputPlan], kept: Kept = NONE_KEPT) -> 
         if plan.key in kept.recorded:
             whole.update(kept.recorded[plan.key])
             continue
-        changed = input_change(store, plan, stored_plans.get(layout.plan_key(plan.key)))
+        stored = stored_plans.get(layout.plan_key(plan.key))
+        changed = None if plan.key in kept.keys else input_change(store, plan, stored)
         for unit in plan.units():
             opened = _look(unit, commits, fragments, changed)
             commit = commits.get(layout.commit_key(unit))

@@ -324,6 +324,19 @@ def test_an_archived_sheet_that_was_published_over_is_published_again(
     assert int(verify(store).exit) == 0
 
 
+def test_a_plan_as_another_version_wrote_it_is_no_changed_input(archived: Nights) -> None:
+    """The plan of an archived sheet is what OUT says: that it would be written otherwise today makes nothing stale."""
+    [plan] = archived.out.glob(PLAN)
+    plan.write_text(json.dumps(json.loads(plan.read_text()), indent=3))
+    prepared = prepare(archived.spec())
+    assert [len(p) for p in (prepared.plans, prepared.kept.keys, prepared.kept.recorded)] == [2, 1, 0]
+    before = published(archived.out)
+    lose(archived, RESULTS["raster"])
+    assert archived.run().exit is Exit.DONE
+    before.pop("manifest.parquet")
+    assert before.items() <= published(archived.out).items()
+
+
 def test_a_fragment_that_rotted_is_found_before_it_is_published(archived: Nights) -> None:
     """It has its size, so that only reading tells: exit 4 and nothing is written over; the same command then names the sheet."""
     lose(archived, RESULTS["raster"])
