@@ -170,7 +170,7 @@ def _is_lost(nights: Nights, new: tuple[str, ...], capsys: pytest.CaptureFixture
     after = nights.run()
     assert (after.exit, after.already_done) == (Exit.DONE, False)
     is_planned = bool(list(nights.out.glob(PLAN)))  # else nothing is left that could tell of it
-    assert any("are lost, and are gone" in note for note in after.prepared.notes) is is_planned
+    assert any("unfinished or lost, and gone" in note for note in after.prepared.notes) is is_planned
     assert nights.listed() == nights_listed(new)
     (nights.sheets.parent / "a.tif").rename(nights.sheets / "a.tif")
     assert nights.run().exit is Exit.DONE

@@ -70,6 +70,15 @@ def test_an_archived_sheet_keeps_its_result(nights: Nights) -> None:
     assert int(verify(open_store(nights.out)).exit) == 0
 
 
+def leave_unfinished(nights: Nights, name: str) -> None:
+    """The sheet is gone, and of its result nothing but a part of the commits is there."""
+    commits = sorted(nights.out.glob(f"_state/commits/{name[0]}-*"))
+    results = [*nights.out.glob(f"*/{name[0]}-*"), *nights.out.glob(f"_state/results/{name[0]}-*")]
+    for path in [commits[0], *results]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (nights.sheets / name).unlink()
+
+
 @pytest.mark.parametrize(("lost", "words"), [(("b.tif",), "1 input of"), (("b.tif", "c.tif"), "2 inputs of")])
 def test_unfinished_sheets_that_are_gone_are_counted(
     nights: Nights, lost: tuple[str, ...], words: str
@@ -78,11 +87,9 @@ def test_unfinished_sheets_that_are_gone_are_counted(
     nights.add("a.tif", *lost)
     nights.run()
     for name in lost:
-        (nights.sheets / name).unlink()
-        for record in nights.out.glob(f"_state/results/{name[0]}-*.json"):
-            record.unlink()
+        leave_unfinished(nights, name)
     [note] = [n for n in prepare(nights.spec()).notes if "earlier runs" in n]
-    assert note == f"left out: {words} earlier runs, unfinished and gone from the sources."
+    assert note == f"left out: {words} earlier runs, unfinished or lost, and gone from the sources."
 
 
 def test_a_changed_sheet_is_done_again(nights: Nights) -> None:
@@ -229,10 +236,7 @@ def test_an_unfinished_input_that_is_gone_is_left_out(nights: Nights) -> None:
     """What was never published and is gone now cannot be done: a note says so, and the rest goes on."""
     nights.add("a.tif", "b.tif")
     nights.run()
-    commits = sorted(nights.out.glob("_state/commits/a-*"))
-    for path in [commits[0], *nights.out.glob("*/a-*"), *nights.out.glob("_state/results/a-*")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (nights.sheets / "a.tif").unlink()
+    leave_unfinished(nights, "a.tif")
     prepared = prepare(nights.spec())
     assert [Path(p.uri).name for p in prepared.plans] == ["b.tif"]
     assert any("left out" in note for note in prepared.notes)
