@@ -42,9 +42,12 @@ class Nodes:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     """``ray start --block`` of each node, the head's first."""
 
-    def kill_raylet(self, node: int) -> None:
-        """SIGKILL of a node's raylet, as the system does when memory is short; its workers follow it."""
-        self._raylet(node).kill()
+    def kill_node(self, node: int) -> None:
+        """SIGKILL of a node's raylet and of all that it started, as when a machine loses its power."""
+        raylet = self._raylet(node)
+        for process in [raylet, *raylet.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def is_at_work(self, node: int) -> bool:
         """Whether a replica on the node has a unit: Ray's workers carry what they run in their titles."""

@@ -139,7 +139,7 @@ def test_a_job_survives_its_node(folder: Path, nodes: Nodes, shell: Shell) -> No
     watching = shell.start("panoptile status out --watch")
     again = shell.start("panoptile submit job.yaml --auth-token-file token")
     kill_when_at_work(folder / "out", nodes)
-    shell.write("# a node's raylet is killed here\n")
+    shell.write("# a node is killed here: its raylet and its workers\n")
     attached = shell.end(again, "panoptile submit job.yaml --auth-token-file token")
     assert "attach" in attached.stdout
     assert attached.stdout.splitlines()[-1] == job_id
@@ -169,12 +169,12 @@ def test_a_job_survives_its_node(folder: Path, nodes: Nodes, shell: Shell) -> No
 
 
 def kill_when_at_work(out: Path, nodes: Nodes) -> None:
-    """SIGKILL of a worker node's raylet once it has a unit and some are committed, before most of them are."""
+    """SIGKILL of all of a worker node once it has a unit and some are committed, before most of them are."""
     until = time.monotonic() + COMMAND_SECONDS
     while commits(out) < 4 or not nodes.is_at_work(2):
         assert time.monotonic() < until, "no unit was committed, or the node had none"
         time.sleep(0.05)
-    nodes.kill_raylet(2)
+    nodes.kill_node(2)
     assert commits(out) < 60, "the node was killed too late to prove anything"
 
 
