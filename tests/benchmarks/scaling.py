@@ -1,8 +1,9 @@
 """How a job scales: replicas on one raster, and inputs in one job.
 
-Run: ``python tests/benchmarks/scaling.py [--ray] [--replicas 1 2 4] [--inputs 100 10000]``. The model sleeps 200 ms a tile.
+Run: ``python tests/benchmarks/scaling.py [--ray] [--replicas 1 2 4] [--inputs 100 10000 [--at-once 1 2]]``. The model sleeps 200 ms a tile.
 Prints the efficiency of 1, 2 and 4 replicas on one raster (tiles × 200 ms / (replicas × time from the first forward
-pass to the last)), whether they publish the same bytes, and the driver's peak memory for few and for many inputs.
+pass to the last)), whether they publish the same bytes, and the time and the
+driver's peak memory for few and for many inputs, with ``--at-once`` for each number of inputs published at once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.benchmarks.fakes import CLASSES, FakeFactory, TimedFactory, prepared, start_ray, synthetic_raster
 
+from panoptile.jobs import replicas
 from panoptile.jobs.console import Console
 from panoptile.jobs.models import ResolvedModel
 from panoptile.jobs.prepare import Prepared
@@ -71,8 +73,13 @@ def tree(out: Path) -> dict[str, str]:
     return found
 
 
-def many_inputs(count: int) -> None:
-    """Run a job over ``count`` small rasters in this process, and print its peak memory."""
+def many_inputs(count: int, at_once: int | None) -> None:
+    """Run a job over ``count`` small rasters in this process, and print its peak memory.
+
+    ``at_once`` inputs are published at once, in place of as many as the machine has cores to spare.
+    """
+    if at_once is not None:
+        replicas.publishers = lambda *_, **__: at_once
     with tempfile.TemporaryDirectory() as folder:
         first = synthetic_raster(Path(folder) / "raster_00000.tif", 96, 96)
         paths = [first]
@@ -97,7 +104,8 @@ def many_inputs(count: int) -> None:
             Prepared(spec, model, plans, spec.fingerprint("0" * 64), (), spec.sources), Console(quiet=True)
         )
         print(
-            f"{count:,} inputs: {time.perf_counter() - began:.0f} s, driver peak {peak_mib():.0f} MiB "
+            f"{count:,} inputs{'' if at_once is None else f', {at_once} published at once'}: "
+            f"{time.perf_counter() - began:.1f} s, driver peak {peak_mib():.0f} MiB "
             f"({before:.0f} MiB until it was planned)",
             flush=True,
         )
@@ -122,17 +130,19 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=5120)
     parser.add_argument("--milliseconds", type=float, default=200.0)
     parser.add_argument("--inputs", type=int, nargs="*", default=[100, 10_000])
+    parser.add_argument("--at-once", type=int, nargs="*", help="for each: publish so many inputs at once")
     parser.add_argument("--only-inputs", type=int, help="run this many inputs in this process")
     a = parser.parse_args()
     if a.only_inputs:
-        many_inputs(a.only_inputs)
+        many_inputs(a.only_inputs, next(iter(a.at_once or ()), None))
         return
     if a.replicas:
         if a.ray:
             start_ray(max(a.replicas))
         scale_replicas(a.replicas, a.side, a.milliseconds / 1000, not a.ray)
     for count in a.inputs:
-        subprocess.run([sys.executable, __file__, "--only-inputs", str(count)], check=True)
+        for at_once in [["--at-once", str(n)] for n in a.at_once] if a.at_once else [[]]:
+            subprocess.run([sys.executable, __file__, "--only-inputs", str(count), *at_once], check=True)
 
 
 if __name__ == "__main__":
