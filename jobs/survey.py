@@ -146,8 +146,8 @@ def open_units(
 ) -> list[Unit]:
     """Write the plans and return the units to run; what is stale is withdrawn first.
 
-    Only the holder of the lease may call it; ``check_held`` raises where the lease is lost. A folder whose units are about to be redone loses ``_SUCCESS.json``
-    before anything else, so that nobody takes the old result for the new one.
+    Only the holder of the lease may call it; ``check_held`` raises where the lease is lost. A folder whose units are
+    about to be redone loses ``_SUCCESS.json`` before anything else, so that nobody takes the old result for the new one.
     """
     todo = to_run(store, survey(store, plans, kept), retry_quarantined=retry_quarantined)
     check_held()
