@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from panoptile.jobs.console import counted
 from panoptile.jobs.earlier_result import known_records
 from panoptile.jobs.exits import Exit, invalid
 from panoptile.jobs.job_record import job_of, read_job
@@ -143,8 +144,9 @@ def unpublished_lines(explanation: Explanation) -> list[str]:
     uris = explanation.unpublished
     if not uris:
         return []
-    inputs = f"{len(uris):,} input{'s' if len(uris) != 1 else ''}"
-    return [f"to publish: {inputs} whose units are done, and of whose result files are missing"] + [
+    return [
+        f"to publish: {counted(len(uris), 'input')} whose units are done, and of whose result files are missing"
+    ] + [
         f"  {shown(uri)}" if i < NAMED else f"  … and {len(uris) - NAMED:,} more (--json lists all)"
         for i, uri in enumerate(uris[: NAMED + 1])
     ]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from panoptile.jobs import options as opt
-from panoptile.jobs.console import Console
+from panoptile.jobs.console import Console, counted
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +25,7 @@ def preview(
 
     drawn, console = redraw(out, max_side), Console(as_json=as_json)
     if drawn.left:
-        inputs = "1 input" if len(drawn.left) == 1 else f"{len(drawn.left):,} inputs"
+        inputs = counted(len(drawn.left), "input")
         console.say(f"note    the source of {inputs} is gone: left as drawn before (--json names all)")
     if drawn.paths or as_json:
         console.data("\n".join(drawn.paths), {"previews": list(drawn.paths), "left": list(drawn.left)})
